@@ -1,0 +1,342 @@
+"""Bag of Negatives: a hasher and a table, from which sets, triplets and pairs are drawn."""
+
+from collections.abc import Mapping
+from math import log2
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from bonlib.hashing import Hasher, OnlineAutoencoder, check_embeddings, pack
+from bonlib.sampling import Form, Ids, Miner, _next_in_class, _next_in_stream, _random_negative
+from bonlib.table import MAX_BITS, UNSEEN, BucketTable
+
+# Where a negative, or an identity of a set, came from: the rows of stats().
+SOURCES = ("own", "hamming1", "hamming2", "random", "unseen")
+_OWN, _HAMMING1, _HAMMING2, _RANDOM, _UNSEEN = range(len(SOURCES))
+_TRIES = 32  # draws from a bucket before it is searched
+
+
+class BagOfNegatives(Miner):
+    """Batch sampler that draws hard negatives from hash buckets over the whole training set, O(1) a step.
+
+    Each sample has a short binary code from a linear autoencoder that learns online; samples of other classes in the
+    anchor's bucket are its bag of negatives. A step corrects the codes of the samples that it forwarded, all others
+    stay stale. What is drawn, by ``form``:
+
+    * ``"set"``: P classes of ``per_class`` samples. The classes come from the bucket of an anchor (or of ``bags``
+      anchors), and where it has too few from its Hamming-1 and Hamming-2 neighbours, nearest hyperplane first.
+    * ``"triplet"``: anchors, positives, negatives, each a third of the batch; a negative is a uniform draw from the
+      bag. An empty bag falls back on Hamming-1 neighbours, nearest hyperplane first, then on a random negative.
+    * ``"pair"``: anchors and their positives, other anchors and their negatives, each a quarter of the batch.
+
+    An anchor that has no code yet gets random negatives, so that training starts as random sampling and turns to
+    bags as the table fills, which one pass does. Cost a step: O(batch), whatever the number of samples or
+    classes. Memory: about 40 bytes a sample and ``bits`` more.
+
+    Through a ``DataLoader`` with workers, batches are drawn some steps ahead of the updates; that is harmless, their
+    codes are only that much staler. Call ``update`` in the main process.
+
+    Args:
+        labels: ``(num_samples,)`` integers, the class of each sample of the dataset.
+        dim: width of the embeddings.
+        form: ``"set"``, ``"triplet"`` or ``"pair"``.
+        batch_size: indices in a batch: a multiple of ``per_class``, 3 or 4 by form.
+        per_class: samples of each class in a set; smaller classes are drawn with replacement.
+        bags: buckets that the classes of a set come from.
+        bits: length of the code, 1 to 24; by default so that a bucket of the filled table holds some 15 to 30 samples.
+        hasher: another hash with the methods of :class:`~bonlib.hashing.OnlineAutoencoder`; brings its own ``bits``.
+        steps: batches that one iteration yields; by default one pass, ``num_samples // batch_size``.
+        seed: seed of the bag's own generator and of the autoencoder's weights.
+
+    Raises:
+        ValueError: if an argument is out of its range; the message says what is allowed.
+
+    Source: Gajić, Amato, Gatta, "Fast hard negative mining for deep metric learning", Pattern Recognition 2021. How
+    sets are filled, the start, and the fall-backs are our reading.
+
+    Example:
+        >>> labels = np.repeat(np.arange(50), 4)
+        >>> bag = BagOfNegatives(labels, dim=8, form="triplet", batch_size=12)
+        >>> embeddings = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+        >>> for indices in bag:
+        ...     bag.update(indices, embeddings[indices])
+        >>> anchor, positive, negative = torch.tensor(indices)[torch.stack(bag.index_tuple)]
+        >>> bool((labels[anchor] == labels[positive]).all() and (labels[anchor] != labels[negative]).all())
+        True
+    """
+
+    def __init__(
+        self,
+        labels: ArrayLike | Tensor,
+        dim: int,
+        *,
+        form: Form = "set",
+        batch_size: int = 128,
+        per_class: int = 4,
+        bags: int = 1,
+        bits: int | None = None,
+        hasher: Hasher | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(labels, form=form, batch_size=batch_size, per_class=per_class, steps=steps, seed=seed)
+        if form == "set" and not 1 <= bags <= batch_size // per_class:
+            raise ValueError(f"bags is {bags}; allowed are 1 to {batch_size // per_class}, the classes of a batch.")
+        if hasher is None:
+            hasher = OnlineAutoencoder(dim, default_bits(self.num_samples) if bits is None else bits, seed=seed)
+        elif hasher.dim != dim or bits not in (None, hasher.bits):
+            raise ValueError(
+                f"hasher has dim={hasher.dim} and bits={hasher.bits}, the bag was given dim={dim} and bits={bits}; "
+                "give the same, or leave bits out."
+            )
+        self.dim, self.bags, self.hasher = dim, bags, hasher
+        self.table = BucketTable(self.num_samples, hasher.bits)
+        # For each sample its bits, the least certain (nearest hyperplane) first: the order of probing.
+        self._flips = np.zeros((self.num_samples, hasher.bits), dtype=np.uint8)
+        self._mark = np.zeros(len(self.classes), dtype=np.int64)  # scratch: the last set that a class was put in
+        self._sets = 0
+        self._tally = np.zeros(len(SOURCES), dtype=np.int64)
+        self._churn = self._error = float("nan")
+
+    @property
+    def bits(self) -> int:
+        """Length of the code."""
+        return self.hasher.bits
+
+    def update(self, indices: ArrayLike | Tensor, embeddings: Tensor) -> None:
+        """Learn from a batch and correct the codes of its samples. Never touches the encoder.
+
+        Args:
+            indices: ``(batch,)`` dataset indices, as the bag yielded them (or any others).
+            embeddings: ``(batch, dim)`` floating point on any device; detached here.
+
+        Raises:
+            ValueError: if indices are out of range or of another length than the embeddings, or the embeddings of
+                another width or not finite; table, autoencoder and generator are then as before.
+        """
+        embeddings = check_embeddings(embeddings, self.dim)
+        ids = self._checked_indices(indices, len(embeddings))
+        self._error = self.hasher.partial_fit(embeddings)
+        projections = self.hasher.project(embeddings)  # (batch, bits)
+        codes = pack(projections > 0).cpu().numpy()
+        before = self.table.codes(ids)
+        self.table.move(ids, codes)
+        self._flips[ids] = projections.abs().argsort(dim=1).to(torch.uint8).cpu().numpy()
+        if (seen := before != UNSEEN).any():
+            churn = float((before != codes)[seen].mean())
+            self._churn = churn if np.isnan(self._churn) else 0.98 * self._churn + 0.02 * churn
+
+    def negatives(self, i: int, k: int | None = None) -> Ids:
+        """The bag of sample ``i``: dataset indices of the samples of other classes in its bucket.
+
+        Args:
+            i: dataset index.
+            k: number of uniform draws with replacement; by default the whole bag.
+
+        Returns:
+            ``(size of the bag,)`` or ``(k,)`` int64; empty where the sample has no code yet or the bag is empty.
+        """
+        i = int(self._checked_indices([i], 1)[0])
+        code = self.table.codes([i])[0]
+        bucket = self.table.bucket(code) if code != UNSEEN else np.empty(0, dtype=np.int64)
+        bag = bucket[self.class_of[bucket] != self.class_of[i]]
+        return bag if k is None or not len(bag) else self._rng.choice(bag, size=k)
+
+    def stats(self) -> dict[str, float]:
+        """The state of hash and table in numbers.
+
+        Returns:
+            ``bits``; ``filled`` share of samples with a code; ``entropy_bits`` of the distribution of samples over
+            buckets (at most ``bits``); ``buckets_used`` share of buckets that are not empty; ``bucket_mean`` size of
+            those; ``bucket_max``; ``churn`` share of codes that change when a sample is forwarded again and
+            ``reconstruction_error`` relative to the embeddings' size (both of late); ``from_own``, ``from_hamming1``,
+            ``from_hamming2``, ``from_random``, ``from_unseen`` shares of the negatives (triplets, pairs) or classes
+            (sets) drawn so far by where they came from; ``empty_bag_rate`` share of those whose anchor had a code but
+            that its own bucket could not give.
+        """
+        sizes = self.table.sizes()
+        used = sizes[sizes > 0]
+        share = used / max(used.sum(), 1)
+        drawn, coded = self._tally.sum(), self._tally[:_UNSEEN].sum()
+        return {
+            "bits": self.bits,
+            "filled": self.table.filled / self.num_samples,
+            "entropy_bits": float(-(share * np.log2(share)).sum()) + 0.0,
+            "buckets_used": len(used) / len(sizes),
+            "bucket_mean": float(used.mean()) if len(used) else 0.0,
+            "bucket_max": int(sizes.max()),
+            "churn": self._churn,
+            "reconstruction_error": self._error,
+            "empty_bag_rate": float(1 - self._tally[_OWN] / coded) if coded else 0.0,
+            **{f"from_{name}": float(n / max(drawn, 1)) for name, n in zip(SOURCES, self._tally, strict=True)},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that influences the next batch: streams, generator, table, hash and counters."""
+        return super().state_dict() | {
+            "table": self.table.state_dict(),
+            "hasher": self.hasher.state_dict(),
+            "flips": torch.from_numpy(self._flips.copy()),
+            "tally": torch.from_numpy(self._tally.copy()),
+            "churn": self._churn,
+            "error": self._error,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; iterating then goes on in the middle of the pass where it was saved.
+
+        Raises:
+            ValueError: if the state is of a bag made with other arguments; nothing is changed then.
+        """
+        self._check_config(state)
+        table = BucketTable(self.num_samples, self.bits)
+        table.load_state_dict(state["table"])
+        self.hasher.load_state_dict(state["hasher"])
+        super().load_state_dict(state)
+        self.table = table
+        self._flips = state["flips"].numpy().copy()
+        self._tally = state["tally"].numpy().copy()
+        self._churn, self._error = state["churn"], state["error"]
+
+    def _config(self) -> dict[str, Any]:
+        return super()._config() | {"dim": self.dim, "bits": self.bits, "bags": self.bags}
+
+    def _draw_seeds(self, num_classes: int) -> Ids:
+        self._sets += 1
+        return _seeds(
+            self._next_anchors(self.bags), num_classes, self._sets, self._mark, self.class_of, *self.table.arrays,
+            self._flips, self._class_stream, self._position,
+            self._first, self._count, self._order, self._cursor, self._rng, self._tally,
+        )  # fmt: skip
+
+    def _draw_negatives(self, anchors: Ids) -> Ids:
+        return _negatives(
+            anchors, self.class_of, *self.table.arrays, self._flips,
+            self._first, self._count, self._order, self._rng, self._tally,
+        )  # fmt: skip
+
+
+def default_bits(num_samples: int) -> int:
+    """Bits for which a bucket of the filled table holds 15 to 30 samples on average, within 1 to 24.
+
+    Example:
+        >>> default_bits(38_000), default_bits(10), default_bits(10**9)
+        (11, 1, 24)
+    """
+    return min(max(int(log2(max(num_samples / 15, 1))), 1), MAX_BITS)
+
+
+@njit(cache=True)
+def _negative_in(bucket, c, class_of, start, size, pool, rng):  # pragma: no cover
+    """A uniform draw from the samples of ``bucket`` that are not of class ``c``; -1 where there is none.
+
+    Rejection keeps it O(1). It fails often only where the class makes up most of the bucket; the search is then over
+    little more than the class's own samples.
+    """
+    n = size[bucket]
+    if n == 0:
+        return -1
+    for _ in range(_TRIES):
+        sample = pool[start[bucket] + rng.integers(0, n)]
+        if class_of[sample] != c:
+            return sample
+    others = 0
+    for j in range(n):
+        others += class_of[pool[start[bucket] + j]] != c
+    if others == 0:
+        return -1
+    left = rng.integers(0, others)
+    for j in range(n):
+        sample = pool[start[bucket] + j]
+        if class_of[sample] != c:
+            if left == 0:
+                return sample
+            left -= 1
+    return -1
+
+
+@njit(cache=True)
+def _negatives(anchors, class_of, code_of, start, size, pool, flips, first, count, order, rng, tally):  # pragma: no cover
+    drawn = np.empty(len(anchors), dtype=np.int64)
+    for i in range(len(anchors)):
+        anchor = anchors[i]
+        c, code = class_of[anchor], code_of[anchor]
+        found, source = -1, _UNSEEN
+        if code != UNSEEN:
+            found, source = _negative_in(code, c, class_of, start, size, pool, rng), _OWN
+            for bit in flips[anchor]:
+                if found != -1:
+                    break
+                found, source = _negative_in(code ^ (1 << bit), c, class_of, start, size, pool, rng), _HAMMING1
+        if found == -1:
+            found = _random_negative(c, first, count, order, rng)
+            source = _RANDOM if code != UNSEEN else _UNSEEN
+        drawn[i] = found
+        tally[source] += 1
+    return drawn
+
+
+@njit(cache=True)
+def _take(bucket, seeds, found, wanted, stamp, mark, class_of, start, size, pool, rng):  # pragma: no cover
+    """Add samples of ``bucket`` to ``seeds``, of classes not in it yet, until ``wanted``; returns how many it holds.
+
+    Twice the bucket's size in draws finds nearly all of its classes, and the bound keeps a huge bucket O(1).
+    """
+    n = size[bucket]
+    for _ in range(min(2 * n, 8 * len(seeds))):
+        if found == wanted:
+            break
+        sample = pool[start[bucket] + rng.integers(0, n)]
+        if mark[class_of[sample]] != stamp:
+            mark[class_of[sample]] = stamp
+            seeds[found] = sample
+            found += 1
+    return found
+
+
+@njit(cache=True)
+def _seeds(
+    anchors, num_classes, stamp, mark, class_of, code_of, start, size, pool, flips, class_stream, position,
+    first, count, order, cursor, rng, tally,
+):  # fmt: skip  # pragma: no cover
+    seeds = np.empty(num_classes, dtype=np.int64)
+    found = 0
+    for g in range(len(anchors)):
+        anchor = anchors[g]
+        code, near = code_of[anchor], flips[anchor]
+        wanted = num_classes * (g + 1) // len(anchors)
+        if mark[class_of[anchor]] != stamp:
+            mark[class_of[anchor]] = stamp
+            seeds[found] = anchor
+            found += 1
+        if code != UNSEEN:
+            before = found
+            found = _take(code, seeds, found, wanted, stamp, mark, class_of, start, size, pool, rng)
+            tally[_OWN] += found - before
+            before = found
+            for i in range(len(near)):
+                if found == wanted:
+                    break
+                other = code ^ (1 << near[i])
+                found = _take(other, seeds, found, wanted, stamp, mark, class_of, start, size, pool, rng)
+            tally[_HAMMING1] += found - before
+            before = found
+            for j in range(1, len(near)):
+                for i in range(j):
+                    if found == wanted:
+                        break
+                    other = code ^ (1 << near[i]) ^ (1 << near[j])
+                    found = _take(other, seeds, found, wanted, stamp, mark, class_of, start, size, pool, rng)
+            tally[_HAMMING2] += found - before
+        tally[_RANDOM if code != UNSEEN else _UNSEEN] += wanted - found
+        while found < wanted:
+            c = _next_in_stream(class_stream, position, 1, rng)
+            if mark[c] != stamp:
+                mark[c] = stamp
+                seeds[found] = _next_in_class(c, first, count, order, cursor, rng)
+                found += 1
+    return seeds

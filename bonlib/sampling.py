@@ -1,0 +1,301 @@
+"""What every miner shares: the protocol, the layout of a batch, and fair streams of anchors, classmates and classes."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+Form = Literal["set", "triplet", "pair"]
+FORMS: dict[str, int] = {"set": 0, "triplet": 3, "pair": 4}  # blocks in a batch; a set has none
+Ids = NDArray[np.int64]
+
+
+class Miner:
+    """A batch sampler with one line of feedback, the protocol that all miners obey.
+
+    Iterating yields batches of dataset indices; after the forward pass ``update(indices, embeddings)`` tells the
+    miner what the encoder made of them. A subclass says which identities meet in a set (:meth:`_draw_seeds`) and
+    which negative an anchor gets (:meth:`_draw_negatives`); without these two it draws at random.
+
+    Anchors come from an endless shuffled stream: every sample is an anchor once before any is twice. Classmates
+    come from such a stream for each class, so that all samples are forwarded about equally often. Both are
+    shuffled as they are drawn, O(1) a draw, with no pause at the end of a pass. Classes smaller than ``per_class`` are drawn
+    with replacement; the only sample of a class is its own positive.
+
+    Args:
+        labels: ``(num_samples,)`` integers, the class of each sample of the dataset.
+        form: ``"set"`` (P classes of ``per_class`` samples each), ``"triplet"`` or ``"pair"``.
+        batch_size: indices in a batch.
+        per_class: samples of each class in a batch of form ``"set"``; the other forms ignore it.
+        steps: batches that one iteration yields; by default one pass, ``num_samples // batch_size``.
+        seed: seed of the miner's own generator.
+
+    Raises:
+        ValueError: if an argument is out of its range; the message says what is allowed.
+    """
+
+    def __init__(
+        self,
+        labels: ArrayLike | Tensor,
+        *,
+        form: Form = "set",
+        batch_size: int = 128,
+        per_class: int = 4,
+        steps: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.classes, self.class_of = _checked_labels(labels)
+        _check_layout(form, batch_size, per_class, len(self.classes))
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps is {steps}; give at least 1, or None for one pass over the samples.")
+        self.num_samples = len(self.class_of)
+        self.form, self.batch_size, self.per_class, self.seed = form, batch_size, per_class, seed
+        self.steps = steps or max(self.num_samples // batch_size, 1)
+        self._rng = np.random.default_rng(seed)
+        self._count = np.bincount(self.class_of)
+        self._first = np.cumsum(self._count) - self._count
+        self._order = np.argsort(self.class_of, kind="stable").astype(np.int32)  # samples, class after class
+        self._cursor = np.zeros(len(self.classes), dtype=np.int32)  # next of each class
+        self._anchors = np.arange(self.num_samples, dtype=np.int32)
+        self._class_stream = np.arange(len(self.classes), dtype=np.int32)
+        self._position = np.zeros(2, dtype=np.int64)  # in the streams of anchors and of classes
+        self._drawn = 0  # batches of this pass
+        self._resume = 0
+
+    @property
+    def index_tuple(self) -> tuple[Tensor, ...] | None:
+        """Positions in the batch that make tuples, as pytorch-metric-learning's losses take them.
+
+        ``None`` for sets (the loss mines inside the batch), ``(anchor, positive, negative)`` for triplets,
+        ``(anchor, positive, anchor, negative)`` for pairs: constant, because the layout is fixed.
+        """
+        blocks = FORMS[self.form]
+        return tuple(torch.arange(self.batch_size).chunk(blocks)) if blocks else None
+
+    def __len__(self) -> int:
+        """Batches that one iteration yields."""
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield batches of dataset indices; after ``load_state_dict`` the rest of the pass, else a whole one."""
+        self._drawn, self._resume = self._resume, 0
+        while self._drawn < self.steps:
+            self._drawn += 1
+            yield self._draw_batch().tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start a pass with randomness of its own, the same for the same ``seed`` and ``epoch``."""
+        self._rng = np.random.default_rng([self.seed, epoch])
+        self._drawn = self._resume = 0
+
+    def update(self, indices: ArrayLike | Tensor, embeddings: Tensor) -> None:
+        """Tell the miner what the encoder made of a batch; random sampling learns nothing from it.
+
+        Args:
+            indices: ``(batch,)`` dataset indices.
+            embeddings: ``(batch, dim)`` floating point on any device; detached here.
+
+        Raises:
+            ValueError: if indices are out of range or of another length than the embeddings.
+        """
+        self._checked_indices(indices, len(embeddings))
+
+    def stats(self) -> dict[str, float]:
+        """Numbers that describe the miner's state; random sampling has none."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that influences the next batch, as tensors and plain values (loads with ``weights_only=True``)."""
+        return {
+            "config": self._config(),
+            "drawn": self._drawn,
+            "rng": self._rng.bit_generator.state,
+            **{name: torch.from_numpy(getattr(self, "_" + name).copy()) for name in _STREAMS},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; iterating then goes on in the middle of the pass where it was saved.
+
+        Raises:
+            ValueError: if the state is of a miner made with other arguments; nothing is changed then.
+        """
+        self._check_config(state)
+        self._drawn = self._resume = state["drawn"]
+        self._rng.bit_generator.state = state["rng"]
+        for name in _STREAMS:
+            setattr(self, "_" + name, state[name].numpy().copy())
+
+    def _check_config(self, state: Mapping[str, Any]) -> None:
+        for name, value in self._config().items():
+            if state["config"].get(name) != value:
+                raise ValueError(
+                    f"state has {name}={state['config'].get(name)!r}, this miner has {value!r}; "
+                    "make it with the labels and arguments of the saved one."
+                )
+
+    def _config(self) -> dict[str, Any]:
+        """Arguments that a saved state must share."""
+        return {
+            "miner": type(self).__name__,
+            "num_samples": self.num_samples,
+            "num_classes": len(self.classes),
+            "form": self.form,
+            "batch_size": self.batch_size,
+            "per_class": self.per_class,
+            "steps": self.steps,
+        }
+
+    def _draw_batch(self) -> Ids:
+        if self.form == "set":
+            return self._with_classmates(self._draw_seeds(self.batch_size // self.per_class), self.per_class - 1).ravel()
+        tuples = self.batch_size // FORMS[self.form]
+        anchors = self._next_anchors(tuples)
+        positives = self._with_classmates(anchors, 1)[:, 1]
+        if self.form == "triplet":
+            return np.concatenate([anchors, positives, self._draw_negatives(anchors)])
+        others = self._next_anchors(tuples)
+        return np.concatenate([anchors, positives, others, self._draw_negatives(others)])
+
+    def _draw_seeds(self, num_classes: int) -> Ids:
+        """One sample each of ``num_classes`` different classes: ``(num_classes,)``; they get their classmates later."""
+        return _random_seeds(
+            num_classes, self._class_stream, self._position,
+            self._first, self._count, self._order, self._cursor, self._rng,
+        )  # fmt: skip
+
+    def _draw_negatives(self, anchors: Ids) -> Ids:
+        """A sample of another class for each anchor: ``(n,)`` to ``(n,)``."""
+        return _random_negatives(anchors, self.class_of, self._first, self._count, self._order, self._rng)
+
+    def _next_anchors(self, count: int) -> Ids:
+        return _next_anchors(count, self._anchors, self._position, self._rng)
+
+    def _with_classmates(self, ids: Ids, count: int) -> Ids:
+        """Each sample followed by ``count`` others of its class: ``(n,)`` to ``(n, 1 + count)``."""
+        return _with_classmates(
+            ids, count, self.class_of, self._first, self._count, self._order, self._cursor, self._rng
+        )
+
+    def _checked_indices(self, indices: ArrayLike | Tensor, length: int) -> Ids:
+        array = indices.cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise ValueError(f"indices has shape {array.shape} and dtype {array.dtype}; give a 1-D array of integers.")
+        if len(array) != length:
+            raise ValueError(f"indices has length {len(array)} and embeddings {length}; give one row for each index.")
+        if not (0 <= array.min() and array.max() < self.num_samples):
+            raise ValueError(
+                f"indices holds values from {array.min()} to {array.max()}; allowed are 0 to {self.num_samples - 1}, "
+                "positions in the labels that the miner was made with."
+            )
+        return array.astype(np.int64)
+
+
+_STREAMS = ("order", "cursor", "anchors", "class_stream", "position")
+
+
+def _checked_labels(labels: ArrayLike | Tensor) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """The distinct labels, sorted, and for each sample the position of its label among them."""
+    array = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"labels has shape {array.shape} and dtype {array.dtype}; give a 1-D array of integers, "
+            "one for each sample (numpy.unique(names, return_inverse=True)[1] makes them from names)."
+        )
+    classes, class_of = np.unique(array, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"labels has {len(classes)} class(es); a negative needs at least 2.")
+    return classes, class_of.astype(np.int32)
+
+
+def _check_layout(form: str, batch_size: int, per_class: int, num_classes: int) -> None:
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; allowed are {', '.join(map(repr, FORMS))}.")
+    if form == "set" and per_class < 1:
+        raise ValueError(f"per_class is {per_class}; give at least 1 (2 or more for a loss that needs positives).")
+    unit, name = (per_class, "per_class") if form == "set" else (FORMS[form], f"{FORMS[form]} for form {form!r}")
+    least = 2 * per_class if form == "set" else unit
+    if batch_size % unit or batch_size < least:
+        below, above = max(batch_size // unit * unit, least), max((batch_size // unit + 1) * unit, least)
+        near = f"{below} or {above}" if below != above else f"{below}"
+        raise ValueError(
+            f"batch_size is {batch_size}; it must be a multiple of {unit} ({name}), at least {least}. Near are {near}."
+        )
+    if form == "set" and batch_size // per_class > num_classes:
+        raise ValueError(
+            f"batch_size {batch_size} with per_class {per_class} asks for {batch_size // per_class} classes a batch, "
+            f"but labels has {num_classes}; lower batch_size to {num_classes * per_class} or raise per_class."
+        )
+
+
+@njit(cache=True)
+def _next_in_class(c, first, count, order, cursor, rng):  # pragma: no cover
+    """Next sample of class ``c``: one step of a Fisher-Yates shuffle, begun anew when all had their turn."""
+    here = first[c] + cursor[c]
+    there = rng.integers(here, first[c] + count[c])
+    order[here], order[there] = order[there], order[here]
+    cursor[c] = (cursor[c] + 1) % count[c]
+    return order[here]
+
+
+@njit(cache=True)
+def _next_in_stream(stream, position, which, rng):  # pragma: no cover
+    here = position[which]
+    there = rng.integers(here, len(stream))
+    stream[here], stream[there] = stream[there], stream[here]
+    position[which] = (here + 1) % len(stream)
+    return stream[here]
+
+
+@njit(cache=True)
+def _next_anchors(n, anchors, position, rng):  # pragma: no cover
+    drawn = np.empty(n, dtype=np.int64)
+    for i in range(n):
+        drawn[i] = _next_in_stream(anchors, position, 0, rng)
+    return drawn
+
+
+@njit(cache=True)
+def _random_seeds(n, class_stream, position, first, count, order, cursor, rng):  # pragma: no cover
+    seeds = np.empty(n, dtype=np.int64)
+    taken = np.empty(n, dtype=np.int64)
+    found = 0
+    while found < n:  # a class comes twice only where the stream begins anew
+        c = _next_in_stream(class_stream, position, 1, rng)
+        if c not in taken[:found]:
+            taken[found] = c
+            seeds[found] = _next_in_class(c, first, count, order, cursor, rng)
+            found += 1
+    return seeds
+
+
+@njit(cache=True)
+def _random_negative(c, first, count, order, rng):  # pragma: no cover
+    """A uniform draw from the samples that are not of class ``c``: those before and after it in ``order``."""
+    at = rng.integers(0, len(order) - count[c])
+    return order[at if at < first[c] else at + count[c]]
+
+
+@njit(cache=True)
+def _random_negatives(ids, class_of, first, count, order, rng):  # pragma: no cover
+    drawn = np.empty(len(ids), dtype=np.int64)
+    for i in range(len(ids)):
+        drawn[i] = _random_negative(class_of[ids[i]], first, count, order, rng)
+    return drawn
+
+
+@njit(cache=True)
+def _with_classmates(ids, n, class_of, first, count, order, cursor, rng):  # pragma: no cover
+    group = np.empty((len(ids), 1 + n), dtype=np.int64)
+    for i in range(len(ids)):
+        group[i, 0] = ids[i]
+        c = class_of[ids[i]]
+        for j in range(1, 1 + n):
+            group[i, j] = _next_in_class(c, first, count, order, cursor, rng)
+            if j < count[c]:  # there is still one that the group does not hold
+                while group[i, j] in group[i, :j]:
+                    group[i, j] = _next_in_class(c, first, count, order, cursor, rng)
+    return group
