@@ -1,0 +1,19 @@
+"""Hard negative mining for deep metric learning at very large numbers of identities."""
+
+from bonlib.bag import BagOfNegatives
+from bonlib.datasets import list_datasets, load_dataset
+from bonlib.evaluation import evaluate
+from bonlib.hashing import OnlineAutoencoder
+from bonlib.table import BucketTable
+from bonlib.training import Step, fit
+
+__all__ = [
+    "BagOfNegatives",
+    "BucketTable",
+    "OnlineAutoencoder",
+    "Step",
+    "evaluate",
+    "fit",
+    "list_datasets",
+    "load_dataset",
+]

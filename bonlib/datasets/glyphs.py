@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,7 +195,7 @@ def _alike(drawings: dict[int, dict[int, bytes]]) -> list[list[int]]:
             same[face, drawing].append(c)
     group = {c: [c] for c in drawings}
     for twins in same.values():
-        for a, b in zip(twins, twins[1:], strict=False):
+        for a, b in combinations(twins, 2):
             shared = drawings[a].keys() & drawings[b].keys()
             if group[a] is not group[b] and all(drawings[a][face] == drawings[b][face] for face in shared):
                 group[a].extend(group[b])

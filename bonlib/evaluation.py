@@ -1,0 +1,161 @@
+"""How good an encoder is on unseen classes, and how good a bag is against the exact nearest negatives."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from bonlib.bag import BagOfNegatives
+
+
+@torch.inference_mode()
+def embed(
+    encoder: nn.Module, dataset: Dataset[Any], *, batch_size: int = 512, device: str | torch.device = "cpu", workers: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Embeddings and labels of a whole data set, in evaluation mode; the encoder's mode is restored.
+
+    Args:
+        encoder: images ``(batch, …)`` to embeddings ``(batch, dim)``.
+        dataset: an :class:`~bonlib.datasets.images.ImageSet`, or a map-style dataset of ``(image, label)``.
+        batch_size: images at once.
+        device: where the encoder is.
+        workers: processes that load, for a dataset that is not in memory.
+
+    Returns:
+        Embeddings ``(num_samples, dim)`` float32 and labels ``(num_samples,)`` int64, on the CPU.
+    """
+    if hasattr(dataset, "batch"):
+        parts = torch.arange(len(dataset)).split(batch_size)  # pyright: ignore[reportArgumentType]
+        batches = (dataset.batch(part) for part in parts)  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        batches = DataLoader(dataset, batch_size, num_workers=workers)
+    training = encoder.training
+    encoder.eval()
+    try:
+        pairs = [(encoder(images.to(device)).float().cpu(), labels) for images, labels in batches]
+    finally:
+        encoder.train(training)
+    embeddings, labels = zip(*pairs, strict=True)
+    return torch.cat(embeddings), torch.cat(labels)
+
+
+def evaluate(
+    encoder: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    batch_size: int = 512,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+) -> dict[str, float]:
+    """Retrieval metrics of an encoder on a data set; arguments as of :func:`embed`, result as of :func:`retrieval_metrics`."""
+    embeddings, labels = embed(encoder, dataset, batch_size=batch_size, device=device, workers=workers)
+    return retrieval_metrics(embeddings.to(device), labels.to(device), ks=ks)
+
+
+def retrieval_metrics(
+    embeddings: Tensor, labels: Tensor, *, ks: Sequence[int] = (1, 2, 4, 8), chunk: int = 1024
+) -> dict[str, float]:
+    """Every sample once as query against all others, by Euclidean distance.
+
+    Samples that are alone in their class are no queries, but stay in the gallery. Memory is bounded by ``chunk ×
+    num_samples`` distances.
+
+    Args:
+        embeddings: ``(num_samples, dim)``.
+        labels: ``(num_samples,)`` int64.
+        ks: ranks of recall.
+        chunk: queries at once.
+
+    Returns:
+        ``recall@k`` for each k, ``r_precision`` and ``map@r``, all in 0 to 1.
+
+    Raises:
+        ValueError: if lengths differ, or no class has two samples.
+
+    Source: recall@k as in Jégou 2011; R-precision and MAP@R as in Musgrave, Belongie, Lim, "A metric learning reality check", 2020.
+
+    Example:
+        >>> line = torch.tensor([[0.0], [1.0], [1.5], [5.0]])
+        >>> {k: round(v, 2) for k, v in retrieval_metrics(line, torch.tensor([0, 0, 1, 1]), ks=(1, 2)).items()}
+        {'recall@1': 0.5, 'recall@2': 0.75, 'r_precision': 0.5, 'map@r': 0.5}
+    """
+    if len(embeddings) != len(labels):
+        raise ValueError(f"embeddings has length {len(embeddings)} and labels {len(labels)}; give one label for each.")
+    _, class_of, count = labels.unique(return_inverse=True, return_counts=True)
+    relevant = count[class_of] - 1  # (num_samples,) the R of each query
+    queries = (relevant > 0).nonzero().squeeze(1)
+    if len(queries) == 0:
+        raise ValueError("labels has no class with two samples, so there is nothing to find; use more samples.")
+    depth = min(max(int(relevant.max()), *ks), len(embeddings) - 1)
+    half_norms = embeddings.square().sum(dim=1) / 2
+    ranks = torch.arange(1, depth + 1, device=embeddings.device)
+    totals: dict[str, float] = {}
+    for part in queries.split(chunk):
+        nearness = embeddings[part] @ embeddings.T - half_norms  # (chunk, num_samples)
+        nearness[torch.arange(len(part), device=part.device), part] = -torch.inf
+        nearest = nearness.topk(depth, dim=1).indices
+        hits = class_of[nearest] == class_of[part, None]  # (chunk, depth)
+        r = relevant[part, None]
+        hits_to_r = hits & (ranks <= r)
+        precision = hits.cumsum(dim=1) / ranks
+        sums = {f"recall@{k}": hits[:, :k].any(dim=1).double().sum() for k in ks} | {
+            "r_precision": (hits_to_r / r).double().sum(),
+            "map@r": (hits_to_r * precision / r).double().sum(),
+        }
+        totals = {name: totals.get(name, 0.0) + float(value) for name, value in sums.items()}
+    return {name: total / len(queries) for name, total in totals.items()}
+
+
+def bag_quality(
+    bag: BagOfNegatives, embeddings: Tensor, *, k: int = 10, anchors: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """A bag of negatives against the exact nearest negatives over the whole set (faiss).
+
+    Args:
+        bag: a bag whose table holds the samples.
+        embeddings: ``(num_samples, dim)`` of all samples, by the encoder as it is now.
+        k: how many nearest negatives of an anchor to look for.
+        anchors: number of samples to look at, drawn with ``seed`` from those whose bag is not empty.
+        seed: seed of the choice of anchors and of negatives.
+
+    Returns:
+        ``found`` the share of an anchor's k nearest negatives that its bag holds; ``found_by_chance`` what a random bag
+        of the same size would hold; ``relative_rank`` the mean distance rank of a drawn negative among all
+        negatives, in 0 (nearest) to 1 (farthest), 0.5 for random ones; ``anchors`` how many were looked at.
+
+    Raises:
+        ValueError: if there is not one embedding for each sample, or every bag is empty.
+    """
+    import faiss
+
+    if len(embeddings) != bag.num_samples:
+        raise ValueError(f"embeddings has length {len(embeddings)}; give one row for each of {bag.num_samples} samples.")
+    rng = np.random.default_rng(seed)
+    vectors = np.ascontiguousarray(embeddings.detach().cpu().float().numpy())
+    index = faiss.IndexFlatL2(vectors.shape[1])
+    index.add(vectors)  # pyright: ignore[reportCallIssue]
+    chosen = [i for i in rng.permutation(bag.num_samples)[: 2 * anchors] if len(bag.negatives(i))][:anchors]
+    if not chosen:
+        raise ValueError("Every bag is empty; update the bag with some batches first.")
+    found, by_chance, rank = [], [], []
+    for i in chosen:
+        members = bag.negatives(i)
+        others = np.flatnonzero(bag.class_of != bag.class_of[i])
+        own = bag.num_samples - len(others)
+        _, near = index.search(vectors[i : i + 1], min(k + own, bag.num_samples))  # pyright: ignore[reportCallIssue]
+        nearest = near[0][bag.class_of[near[0]] != bag.class_of[i]][:k]
+        found.append(np.isin(nearest, members).mean())
+        by_chance.append(len(members) / len(others))
+        distances = np.square(vectors - vectors[i]).sum(axis=1)
+        drawn = rng.choice(members)
+        rank.append((distances[others] < distances[drawn]).mean())
+    return {
+        "found": float(np.mean(found)),
+        "found_by_chance": float(np.mean(by_chance)),
+        "relative_rank": float(np.mean(rank)),
+        "anchors": len(chosen),
+    }

@@ -1,0 +1,114 @@
+"""One run of the study: from a config to a record."""
+
+import resource
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bonlib.datasets import load_dataset
+from bonlib.encoders import make_encoder
+from bonlib.evaluation import evaluate
+from bonlib.losses import make_loss
+from bonlib.miners import make_miner
+from bonlib.runs import save_run
+from bonlib.sampling import Form
+from bonlib.training import PARTS, Precision, Step, fit
+
+_USUAL_LOSS = {"set": "batch-hard", "triplet": "triplet", "pair": "contrastive"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that decides what a run does. Two runs that differ only in ``miner`` differ in nothing but the batches."""
+
+    dataset: str = "glyphs"
+    dataset_options: dict[str, Any] = field(default_factory=dict)  # of the data set's class, such as draws
+    encoder: str = "small"
+    dim: int = 64  # width of the embeddings
+    miner: str = "bag"
+    miner_options: dict[str, Any] = field(default_factory=dict)  # of the miner's class, such as bags
+    form: Form = "set"
+    loss: str = ""  # empty: the usual one of the form
+    margin: float | None = None  # None: the usual one of the loss
+    batch_size: int = 132  # 33×4, 44×3: one size for all forms, so that all see the same number of images
+    per_class: int = 4  # in sets
+    steps: int = 2500
+    lr: float = 1e-3
+    evaluate_every: int = 250  # steps
+    precision: Precision = "float32"
+    device: str = "cpu"
+    seed: int = 0  # of initial weights and batches; the data set and its split have a seed of their own
+
+    def __post_init__(self) -> None:
+        if not self.loss:
+            object.__setattr__(self, "loss", _USUAL_LOSS.get(self.form, ""))
+
+
+class Experiment:
+    """A run: iterate over it to train, then :meth:`save` evaluates on the test classes and writes the record.
+
+    Attributes:
+        config: what to do.
+        train, validation: data sets of disjoint classes.
+        encoder, miner, loss: what :func:`~bonlib.training.fit` takes.
+        history: what was measured at the steps that evaluated.
+        seconds: by part, over all steps so far.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.train = load_dataset(config.dataset, "train", **config.dataset_options)
+        self.validation = load_dataset(config.dataset, "validation", **config.dataset_options)
+        self.encoder = make_encoder(
+            config.encoder, dim=config.dim, in_channels=self.train.images.shape[1], seed=config.seed
+        )
+        options = dict(form=config.form, batch_size=config.batch_size, per_class=config.per_class, seed=config.seed)
+        self.miner = make_miner(config.miner, self.train.labels, config.dim, **(options | config.miner_options))
+        self.loss = make_loss(config.loss, config.form, margin=config.margin)
+        self.history: list[dict[str, float]] = []
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+
+    def __iter__(self) -> Iterator[Step]:
+        """Train from the first step to the last."""
+        torch.manual_seed(self.config.seed)  # some losses of pytorch-metric-learning draw from the global generator
+        losses, active = [], []
+        for step in fit(
+            self.encoder, self.train, self.miner, self.loss,
+            steps=self.config.steps, lr=self.config.lr, device=self.config.device, precision=self.config.precision,
+            validation=self.validation, evaluate_every=self.config.evaluate_every,
+        ):  # fmt: skip
+            losses.append(step.loss)
+            active.append(step.active)
+            for part, value in step.seconds.items():
+                self.seconds[part] += value
+            if step.metrics is not None:
+                self.history.append({
+                    "step": step.step,
+                    "images": step.images,
+                    "training_seconds": sum(self.seconds[part] for part in PARTS if part != "evaluate"),
+                    "loss": sum(losses) / len(losses),
+                    "active": sum(active) / len(active),
+                    **step.metrics,
+                    **{f"miner.{name}": value for name, value in self.miner.stats().items()},
+                })  # fmt: skip
+                losses, active = [], []
+            yield step
+
+    def save(self, sweep: str) -> Path:
+        """Evaluate on the test classes and write the record into the folder ``sweep``; returns the file."""
+        test = load_dataset(self.config.dataset, "test", **self.config.dataset_options)
+        # Linux counts the peak in KiB, macOS in bytes.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+        return save_run(
+            asdict(self.config),
+            sweep,
+            metrics=evaluate(self.encoder, test, device=self.config.device),
+            miner_stats=self.miner.stats(),
+            seconds=self.seconds,
+            peak_memory_gib=round(peak, 3),
+            history=self.history,
+        )

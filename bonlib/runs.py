@@ -1,0 +1,146 @@
+"""The record of a run: found again by the hash of its config, with all that is needed to repeat and to trust it."""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bonlib.paths import project_dir, results_dir, write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PACKAGES = ("bonlib", "torch", "numpy", "numba", "pytorch-metric-learning", "matplotlib", "pillow")
+
+
+def config_key(config: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that stand for a config, whatever the order of its names.
+
+    Example:
+        >>> config_key({"a": 1, "b": 2}) == config_key({"b": 2, "a": 1})
+        True
+    """
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def run_path(config: Mapping[str, Any], sweep: str) -> Path:
+    """The file of a run in the folder of its sweep, whether it is there or not."""
+    name = "-".join(str(config[part]) for part in ("dataset", "miner", "form", "seed") if part in config)
+    return results_dir() / sweep / f"{name}-{config_key(config)}.json"
+
+
+def save_run(config: Mapping[str, Any], sweep: str, **contents: Any) -> Path:
+    """Write the record of a run, with its provenance, in one piece.
+
+    Args:
+        config: what the run was asked to do, plain values.
+        sweep: folder below the results directory.
+        **contents: what came out, plain values: ``history``, ``metrics``, ``seconds`` …
+
+    Returns:
+        The file written.
+    """
+    record = {"key": config_key(config), "config": dict(config), **contents, "provenance": provenance()}
+    path = run_path(config, sweep)
+    text = json.dumps(_without_nan(record), indent=1, allow_nan=False)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n"))
+    return path
+
+
+def find_run(config: Mapping[str, Any], sweep: str) -> dict[str, Any] | None:
+    """The record of a finished run with just this config, or ``None``; one with an error is not finished."""
+    path = run_path(config, sweep)
+    record = json.loads(path.read_text()) if path.exists() else None
+    return None if record is None or "error" in record else record
+
+
+def load_runs(sweep: str) -> "pd.DataFrame":
+    """All runs of a sweep, one a row: config, final metrics, miner statistics, seconds by part, provenance, error.
+
+    Args:
+        sweep: folder below the results directory.
+
+    Returns:
+        A DataFrame with plain config names, and ``metrics.…``, ``miner.…``, ``seconds.…``, ``provenance.…``, sorted by
+        name; empty where the folder is.
+    """
+    import pandas as pd
+
+    rows = []
+    for record in _records(sweep):
+        row = {"key": record["key"], **record["config"], "error": record.get("error")}
+        for part in ("metrics", "miner_stats", "seconds", "provenance"):
+            row |= {f"{part}.{name}": value for name, value in record.get(part, {}).items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def load_history(sweep: str) -> "pd.DataFrame":
+    """What the runs of a sweep measured on the way, one evaluation a row, with the config of the run."""
+    import pandas as pd
+
+    rows = [record["config"] | {"key": record["key"]} | point for record in _records(sweep) for point in record.get("history", [])]
+    return pd.DataFrame(rows)
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, hardware, commit and time of this moment."""
+    return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "bonlib")),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _records(sweep: str) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((results_dir() / sweep).glob("[!.]*.json"))]
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: a number that could not be measured is null."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The processor's name where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _git(*arguments: str) -> str | None:
+    root = project_dir()
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,198 @@
+"""One plain training loop, the same for every miner and loss."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from bonlib.evaluation import evaluate
+from bonlib.paths import write_atomically
+from bonlib.sampling import Miner
+
+Precision = Literal["float32", "bfloat16"]
+PARTS = ("draw", "data", "compute", "hash", "evaluate")
+_COLLAPSED = 1e-3  # share of the embeddings' energy that still varies
+
+
+class CollapseWarning(UserWarning):
+    """All embeddings of a batch are nearly alike: nothing can be learned from their distances."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of :func:`fit` did."""
+
+    step: int  # counted from 1
+    loss: float
+    active: float  # share of tuples with a positive loss
+    images: int  # forwarded in training so far
+    seconds: dict[str, float]  # of this step: draw, data, compute (forward and backward), hash (update), evaluate
+    metrics: dict[str, float] | None  # on the validation classes, at steps that evaluate
+
+
+def fit(
+    encoder: nn.Module,
+    dataset: Dataset[Any],
+    miner: Miner,
+    loss: nn.Module,
+    *,
+    steps: int,
+    lr: float = 1e-3,
+    optimizer: torch.optim.Optimizer | None = None,
+    validation: Dataset[Any] | None = None,
+    evaluate_every: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 0,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+    workers: int = 0,
+) -> Iterator[Step]:
+    """Train an encoder; yields after each step, so that a caller can draw, log or stop.
+
+    With ``checkpoint`` training goes on where an earlier call saved, and comes to the same numbers as if it had not
+    stopped: on the CPU bit for bit, where ``workers`` is 0 (workers draw batches ahead, which are lost at a stop).
+
+    Args:
+        encoder: images to embeddings ``(batch, dim)``; moved to ``device``, trained in place.
+        dataset: an :class:`~bonlib.datasets.images.ImageSet`, or a map-style dataset of ``(image, label)``.
+        miner: draws the batches and is told the embeddings.
+        loss: called with ``(embeddings, labels, index_tuple)``, returns the loss and the share of active tuples; see
+            :func:`~bonlib.losses.make_loss`. Its parameters, if any, are trained too.
+        steps: steps in total, those before a resumption included.
+        lr: learning rate of Adam, where no optimiser is given.
+        optimizer: another optimiser, over the parameters of encoder and loss.
+        validation: a dataset of other classes to evaluate on.
+        evaluate_every: evaluate after every so many steps, and after the last; 0 never.
+        checkpoint: file to save to and to resume from.
+        checkpoint_every: save after every so many steps; the last is always saved.
+        device: ``"cpu"`` or ``"cuda"``.
+        precision: ``"float32"``, or ``"bfloat16"`` for autocast.
+        workers: processes that load images, for a dataset that is not in memory.
+
+    Yields:
+        A :class:`Step` after each step.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        FloatingPointError: if the loss is NaN or infinite; the encoder is left as it was before that step.
+
+    Warns:
+        CollapseWarning: once, when all embeddings of a batch are nearly alike.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; give at least 1.")
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision is {precision!r}; allowed are 'float32' and 'bfloat16'.")
+    if evaluate_every and validation is None:
+        raise ValueError(f"evaluate_every is {evaluate_every} but validation is None; give a dataset of other classes.")
+    device = torch.device(device)
+    encoder.to(device).train()
+    loss.to(device)
+    if optimizer is None:
+        optimizer = torch.optim.Adam([*encoder.parameters(), *loss.parameters()], lr=lr)
+    parts = {"encoder": encoder, "loss": loss, "optimizer": optimizer, "miner": miner}
+    file = Path(checkpoint) if checkpoint is not None else None
+    done = _load(file, parts) if file is not None and file.exists() else 0
+    batches = _batches(dataset, miner, workers)
+    warned = False
+    for step in range(done + 1, steps + 1):
+        indices, images, labels, seconds = next(batches)
+        began = time.perf_counter()
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            embeddings = encoder(images)  # (batch, dim)
+        value, active = loss(embeddings.float(), labels, miner.index_tuple)
+        if not torch.isfinite(value):
+            raise FloatingPointError(
+                f"The loss is {float(value)} at step {step}, the encoder is left as before it. Try a lower lr, "
+                "precision='float32', or look for broken images."
+            )
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        seconds["compute"] = -began + (began := _now(device))
+        miner.update(indices, embeddings)
+        seconds["hash"] = -began + (began := _now(device))
+        if not warned and _spread(embeddings) < _COLLAPSED:
+            warned = True
+            text = f"All embeddings of the batch are nearly alike at step {step}: collapse. Draw easier negatives, or lower lr."
+            warnings.warn(text, CollapseWarning, stacklevel=2)
+        began, metrics = _now(device), None
+        if evaluate_every and validation is not None and (step % evaluate_every == 0 or step == steps):
+            metrics = evaluate(encoder, validation, device=device, workers=workers)
+        seconds["evaluate"] = _now(device) - began
+        if file is not None and (step == steps or (checkpoint_every and step % checkpoint_every == 0)):
+            _save(file, parts, step)
+        yield Step(step, float(value.detach()), active, step * len(indices), seconds, metrics)
+
+
+def _batches(
+    dataset: Dataset[Any], miner: Miner, workers: int
+) -> Iterator[tuple[list[int], Tensor, Tensor, dict[str, float]]]:
+    """Batches without end: indices, images, labels, and the seconds that drawing and loading took."""
+    in_memory = hasattr(dataset, "batch")
+    while True:
+        if in_memory:
+            source = iter(miner)
+        else:
+            source = iter(DataLoader(_Indexed(dataset), batch_sampler=miner, num_workers=workers))
+        while True:
+            began = time.perf_counter()
+            drawn = next(source, None)
+            if drawn is None:
+                break
+            between = time.perf_counter()
+            if in_memory:
+                images, labels = dataset.batch(drawn)  # pyright: ignore[reportAttributeAccessIssue]
+                yield drawn, images, labels, {"draw": between - began, "data": time.perf_counter() - between}
+            else:  # the loader draws while it loads
+                (images, labels), indices = drawn
+                yield indices.tolist(), images, labels, {"draw": 0.0, "data": between - began}
+
+
+class _Indexed(Dataset[Any]):
+    """A dataset that tells of each sample its index too."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.dataset[index], index
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@torch.no_grad()
+def _spread(embeddings: Tensor) -> float:
+    """Share of the embeddings' energy that varies within the batch: 0 when all are alike, about 1 at the start."""
+    embeddings = embeddings.float()
+    return float(embeddings.var(dim=0, correction=0).sum() / embeddings.square().sum(dim=1).mean().clamp_min(1e-30))
+
+
+def _save(file: Path, parts: dict[str, Any], step: int) -> None:
+    # Losses and dropout layers draw from torch's global generators, so these belong to the state.
+    state = {"step": step, "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+    state |= {name: part.state_dict() for name, part in parts.items()}
+    write_atomically(file, lambda temporary: torch.save(state, temporary))
+
+
+def _load(file: Path, parts: dict[str, Any]) -> int:
+    state = torch.load(file, weights_only=True, map_location="cpu")
+    parts["miner"].load_state_dict(state["miner"])  # the one that checks, so first
+    for name in ("encoder", "loss", "optimizer"):
+        parts[name].load_state_dict(state[name])
+    torch.set_rng_state(state["rng"])
+    if len(state["cuda_rng"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    return state["step"]
