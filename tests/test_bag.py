@@ -1,0 +1,328 @@
+"""The bag and the shared protocol of miners, against brute force."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
+
+from bonlib.bag import BagOfNegatives
+from bonlib.hashing import OnlineAutoencoder
+from bonlib.miners import list_miners, make_miner
+from bonlib.sampling import Miner
+
+DIM = 8
+SIZES = {"set": 12, "triplet": 12, "pair": 12}
+
+
+def clustered(labels, seed: int = 0) -> torch.Tensor:
+    """Embeddings around a random centre for each class."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(int(max(labels)) + 1, DIM, generator=generator)
+    return centres[torch.as_tensor(labels)] + 0.2 * torch.randn(len(labels), DIM, generator=generator)
+
+
+def make(labels, form="set", **options) -> BagOfNegatives:
+    return BagOfNegatives(labels, DIM, form=form, **{"batch_size": SIZES[form], "bits": 3} | options)
+
+
+def train(miner: Miner, embeddings: torch.Tensor, passes: int = 1) -> list[list[int]]:
+    batches = []
+    for _ in range(passes):
+        for indices in miner:
+            miner.update(indices, embeddings[indices])
+            batches.append(indices)
+    return batches
+
+
+def assert_layout(miner: Miner, labels: np.ndarray, batch: list[int]) -> None:
+    """Every batch is what its form promises."""
+    of = labels[batch]
+    assert len(batch) == miner.batch_size
+    if miner.form == "set":
+        groups = of.reshape(-1, miner.per_class)
+        assert (groups == groups[:, :1]).all()
+        assert len(set(groups[:, 0])) == len(groups)
+        for group in np.reshape(batch, (-1, miner.per_class)):
+            assert len(set(group)) == min(miner.per_class, (labels == labels[group[0]]).sum())
+    else:
+        *anchors, other, negative = (position.tolist() for position in miner.index_tuple)
+        assert (of[other] == of[anchors[0]]).all() or miner.form == "pair"
+        assert (of[other] != of[negative]).all()
+        if miner.form == "pair":
+            assert (of[anchors[0]] == of[anchors[1]]).all()
+
+
+@pytest.mark.parametrize("form", SIZES)
+@pytest.mark.parametrize("name", list_miners())
+@settings(deadline=None, max_examples=15)
+@given(counts=st.lists(st.integers(1, 6), min_size=4, max_size=12), seed=st.integers(0, 99))
+def test_batches_keep_their_promise_on_any_labels(name, form, counts, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)) * 3 - 5, counts))
+    miner = make_miner(name, labels, DIM, form=form, batch_size=12, per_class=3, steps=6, seed=seed)
+    embeddings = clustered(labels + 5)
+    for batch in train(miner, embeddings, passes=2):
+        assert_layout(miner, labels, batch)
+
+
+@pytest.mark.parametrize("form", SIZES)
+@pytest.mark.parametrize("name", list_miners())
+def test_a_save_in_mid_pass_gives_the_same_batches_to_the_end(name, form):
+    labels = np.repeat(np.arange(20), 5)
+    embeddings = clustered(labels)
+    options = {"form": form, "batch_size": 12, "steps": 30, "seed": 3}
+    miner = make_miner(name, labels, DIM, **options)
+    expected, saved = [], io.BytesIO()
+    for step, indices in enumerate(miner):
+        miner.update(indices, embeddings[indices])
+        if step == 17:
+            torch.save(miner.state_dict(), saved)
+        if step > 17:
+            expected.append(indices)
+    expected += train(miner, embeddings)
+    loaded = make_miner(name, labels, DIM, **options | {"seed": 99})  # what the seed decides is in the state
+    saved.seek(0)
+    loaded.load_state_dict(torch.load(saved, weights_only=True))
+    assert train(loaded, embeddings, passes=2) == expected
+    assert len(expected) == 12 + 30
+
+
+@pytest.mark.parametrize("form", SIZES)
+@pytest.mark.parametrize("name", list_miners())
+def test_same_seed_same_batches_another_seed_others(name, form):
+    labels = np.repeat(np.arange(20), 5)
+    embeddings = clustered(labels)
+    runs = [train(make_miner(name, labels, DIM, form=form, batch_size=12, seed=s), embeddings) for s in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_negatives_are_the_samples_of_other_classes_with_the_same_code():
+    labels = np.repeat(np.arange(30), 6)
+    bag = make(labels)
+    train(bag, clustered(labels), passes=5)
+    codes = bag.table.codes(np.arange(180))
+    for i in range(180):
+        expected = np.flatnonzero((codes == codes[i]) & (codes != -1) & (labels != labels[i]))
+        assert sorted(bag.negatives(i)) == expected.tolist()
+        assert set(bag.negatives(i, 4)) <= set(expected)
+
+
+def filled(labels, codes, **options) -> BagOfNegatives:
+    """A bag whose table holds given codes."""
+    bag = make(labels, **options)
+    bag.table.move(np.arange(len(labels)), codes)
+    bag._flips[:] = np.arange(bag.bits)
+    return bag
+
+
+@pytest.mark.parametrize("own", [2, 60])  # 60 of 70: rejection fails now and then, and the bucket is searched
+def test_drawn_negatives_are_uniform_over_the_bag(own):
+    labels = np.array([0] * own + [1] * 4 + [2] * 6 + [3] * 10)
+    bag = filled(labels, [5] * (own + 10) + [1] * 10, form="triplet", seed=2)
+    drawn = bag._draw_negatives(np.zeros(20_000, dtype=np.int64))
+    observed = np.bincount(drawn, minlength=len(labels))
+    assert observed[:own].sum() == observed[own + 10 :].sum() == 0
+    chi_square = ((observed[own : own + 10] - 2000) ** 2 / 2000).sum()
+    assert chi_square < 27.9  # 99.9 % point with 9 degrees of freedom
+    assert bag.stats()["from_own"] == 1
+
+
+def test_random_negatives_are_uniform_over_all_other_classes():
+    labels = np.array([0] * 50 + [1] * 3 + [2] * 7)
+    miner = Miner(np.random.default_rng(0).permutation(labels), form="triplet", batch_size=3)
+    anchor = int(np.flatnonzero(miner.class_of == 0)[0])
+    observed = np.bincount(miner._draw_negatives(np.full(20_000, anchor)), minlength=60)
+    assert observed[miner.class_of == 0].sum() == 0
+    assert ((observed[miner.class_of != 0] - 2000) ** 2 / 2000).sum() < 27.9
+
+
+def test_an_empty_bag_falls_back_on_the_nearest_hyperplane_first():
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    bag = filled(labels, [0b000, 0b000, 0b001, 0b001, 0b100, 0b100], form="triplet")
+    bag._flips[0] = [2, 1, 0]
+    bag._flips[1] = [1, 0, 2]
+    assert set(bag._draw_negatives(np.zeros(50, dtype=np.int64))) == {4, 5}
+    assert set(bag._draw_negatives(np.ones(50, dtype=np.int64))) == {2, 3}
+    assert bag.stats()["from_hamming1"] == 1
+    assert bag.stats()["empty_bag_rate"] == 1
+
+
+def test_where_no_neighbour_has_negatives_they_are_random_and_counted():
+    bag = filled(np.array([0, 0, 1, 1]), [0b000, 0b000, 0b111, 0b111], form="triplet")
+    assert set(bag._draw_negatives(np.zeros(50, dtype=np.int64))) == {2, 3}
+    assert bag.stats()["from_random"] == 1
+    unseen = make(np.array([0, 0, 1, 1]), form="triplet")
+    unseen._draw_negatives(np.zeros(50, dtype=np.int64))
+    assert unseen.stats()["from_unseen"] == 1
+
+
+@pytest.mark.parametrize("bags", [1, 2])
+def test_a_set_comes_from_the_anchors_bucket_then_from_its_neighbours(bags):
+    labels = np.repeat(np.arange(64), 2)
+    codes = np.repeat(np.arange(64) // 8, 2)  # 8 classes a bucket
+    bag = filled(labels, codes, batch_size=16 * bags, per_class=2, bags=bags)
+    for _ in range(20):
+        seeds = bag._draw_seeds(8 * bags)
+        assert len(set(codes[seeds])) <= bags + 1  # a second bag may be the same, and is then filled from a neighbour
+    bag = filled(labels, codes, batch_size=40, per_class=2)
+    seeds = bag._draw_seeds(20)
+    own = codes[seeds[0]]
+    distances = [int(code ^ own).bit_count() for code in codes[seeds]]
+    assert distances == sorted(distances)
+    assert max(distances) == 1
+    assert distances.count(0) >= 7
+    assert codes[seeds[distances.index(1)]] == own ^ 1  # the first of the anchor's flips
+
+
+def test_one_pass_fills_the_table_and_every_sample_is_an_anchor_once():
+    labels = np.repeat(np.arange(50), 8)
+    bag = make(labels, form="triplet")
+    embeddings = clustered(labels)
+    anchors = [i for batch in train(bag, embeddings, passes=3) for i in batch[:4]]
+    assert sorted(anchors[:396]) == sorted(set(anchors[:396]))
+    sets = make(labels)
+    train(sets, embeddings, passes=3)
+    assert sets.stats()["filled"] > 0.9
+    assert bag.stats()["filled"] > 0.9
+
+
+def test_sets_hold_harder_negatives_than_chance():
+    labels = np.repeat(np.arange(200), 4)
+    embeddings = clustered(labels)
+    bag, random = make(labels, bits=5), Miner(labels, batch_size=12)
+    train(bag, embeddings, passes=5)
+
+    def spread(miner: Miner) -> float:
+        return float(np.mean([torch.pdist(embeddings[batch]).mean() for batch in miner]))
+
+    assert spread(bag) < 0.9 * spread(random)
+
+
+def test_stats_of_a_known_table():
+    bag = filled(np.array([0, 0, 1, 1]), [0, 0, 3, 3], bits=2, batch_size=4, per_class=2)
+    stats = bag.stats()
+    assert stats["entropy_bits"] == 1
+    assert stats["buckets_used"] == 0.5
+    assert stats["bucket_mean"] == stats["bucket_max"] == 2
+    assert stats["filled"] == 1
+
+
+def test_index_tuples():
+    labels = np.repeat(np.arange(5), 4)
+    assert make(labels).index_tuple is None
+    assert [t.tolist() for t in make(labels, "triplet", batch_size=6).index_tuple] == [[0, 1], [2, 3], [4, 5]]
+    assert [t.tolist() for t in make(labels, "pair", batch_size=8).index_tuple] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_a_broken_off_pass_starts_anew_and_set_epoch_repeats():
+    labels = np.repeat(np.arange(20), 5)
+    miner = Miner(labels, batch_size=12)
+    next(iter(miner))
+    assert len(list(miner)) == len(miner) == 8
+    fresh = Miner(labels, batch_size=12, seed=0)
+    fresh.set_epoch(4)
+    again = Miner(labels, batch_size=12, seed=0)
+    again.set_epoch(4)
+    assert list(fresh) == list(again)
+
+
+class Pictures(Dataset):
+    """A dataset whose pictures tell their index."""
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return torch.tensor(float(index)), int(self.labels[index])
+
+
+@pytest.mark.parametrize("form", SIZES)
+def test_prefetching_workers_draw_ahead_of_the_updates(form):
+    labels = np.repeat(np.arange(30), 5)
+    bag = make(labels, form)
+    embeddings = clustered(labels)
+    loader = DataLoader(Pictures(labels), batch_sampler=bag, num_workers=2, prefetch_factor=3)
+    for _ in range(2):
+        for pictures, targets in loader:
+            indices = pictures.long()
+            assert (targets.numpy() == labels[indices]).all()
+            assert_layout(bag, labels, indices.tolist())
+            bag.update(indices, embeddings[indices])
+    assert bag.stats()["filled"] > 0.7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": [[0, 1]]}, "labels has shape"),
+        ({"labels": [0.0, 1.0]}, "integers"),
+        ({"labels": ["a", "b"]}, "return_inverse"),
+        ({"labels": [3, 3, 3]}, "labels has 1 class"),
+        ({"form": "quad"}, "form is 'quad'; allowed are 'set', 'triplet', 'pair'"),
+        ({"batch_size": 13}, "batch_size is 13; it must be a multiple of 4 .* Near are 12 or 16"),
+        ({"batch_size": 4}, "at least 8. Near are 8"),
+        ({"form": "triplet", "batch_size": 16}, "multiple of 3 .* Near are 15 or 18"),
+        ({"form": "pair", "batch_size": 2}, "multiple of 4 .* Near are 4"),
+        ({"batch_size": 400}, "asks for 100 classes a batch, but labels has 20; lower batch_size to 80"),
+        ({"per_class": 0}, "per_class is 0"),
+        ({"steps": 0}, "steps is 0"),
+        ({"bags": 4}, "bags is 4; allowed are 1 to 3"),
+        ({"bits": 25}, "bits is 25; allowed are 1 to 24"),
+        ({"bits": 0}, "bits is 0"),
+        ({"dim": 0}, "dim is 0"),
+        ({"hasher": OnlineAutoencoder(9, 4)}, "hasher has dim=9"),
+        ({"hasher": OnlineAutoencoder(8, 4), "bits": 5}, "leave bits out"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    good = {"labels": np.repeat(np.arange(20), 5), "dim": DIM, "batch_size": 12}
+    with pytest.raises(ValueError, match=message):
+        BagOfNegatives(**good | arguments)
+
+
+@pytest.mark.parametrize(
+    ("indices", "embeddings", "message"),
+    [
+        ([0, 100], torch.zeros(2, DIM), "indices holds values from 0 to 100; allowed are 0 to 99"),
+        ([-1, 0], torch.zeros(2, DIM), "indices holds values from -1"),
+        ([0, 1, 2], torch.zeros(2, DIM), "indices has length 3 and embeddings 2"),
+        ([0.0, 1.0], torch.zeros(2, DIM), "integers"),
+        ([0, 1], torch.zeros(2, DIM + 1), "set dim to its width"),
+        ([0, 1], torch.full((2, DIM), torch.nan), "NaN"),
+        ([0, 1], torch.full((2, DIM), torch.inf), "infinite"),
+    ],
+)
+def test_bad_updates_are_refused_and_change_nothing(indices, embeddings, message):
+    labels = np.repeat(np.arange(20), 5)
+    bag, untouched = make(labels), make(labels)
+    good = clustered(labels)
+    for miner in (bag, untouched):
+        train(miner, good)
+    with pytest.raises(ValueError, match=message):
+        bag.update(indices, embeddings)
+    assert train(bag, good) == train(untouched, good)
+    assert bag.stats() == untouched.stats()
+
+
+def test_a_foreign_state_is_refused_and_changes_nothing():
+    labels = np.repeat(np.arange(20), 5)
+    bag, untouched = make(labels), make(labels)
+    for foreign in (make(labels, bits=4), make(labels, "triplet"), make(labels[:-1]), Miner(labels, batch_size=12)):
+        with pytest.raises(ValueError, match="state has"):
+            bag.load_state_dict(foreign.state_dict())
+    embeddings = clustered(labels)
+    assert train(bag, embeddings) == train(untouched, embeddings)
+
+
+def test_miners_leave_global_randomness_alone():
+    numpy_before, torch_before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    labels = np.repeat(np.arange(20), 5)
+    train(make(labels), clustered(labels))
+    assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), torch_before)
