@@ -205,15 +205,15 @@ class BagOfNegatives(Miner):
     def _config(self) -> dict[str, Any]:
         return super()._config() | {"dim": self.dim, "bits": self.bits, "bags": self.bags}
 
-    def _draw_seeds(self, num_classes: int) -> Ids:
+    def draw_seeds(self, num_classes: int) -> Ids:
         self._sets += 1
         return _seeds(
-            self._next_anchors(self.bags), num_classes, self._sets, self._mark, self.class_of, *self.table.arrays,
+            self.draw_anchors(self.bags), num_classes, self._sets, self._mark, self.class_of, *self.table.arrays,
             self._flips, self._class_stream, self._position,
             self._first, self._count, self._order, self._cursor, self._rng, self._tally,
         )  # fmt: skip
 
-    def _draw_negatives(self, anchors: Ids) -> Ids:
+    def draw_negatives(self, anchors: Ids) -> Ids:
         return _negatives(
             anchors, self.class_of, *self.table.arrays, self._flips,
             self._first, self._count, self._order, self._rng, self._tally,

@@ -98,7 +98,7 @@ class OnlineAutoencoder:
         16
     """
 
-    def __init__(self, dim: int, bits: int, *, lr: float = 1e-2, seed: int = 0) -> None:
+    def __init__(self, dim: int, bits: int, *, lr: float = 3e-3, seed: int = 0) -> None:
         if dim < 1:
             raise ValueError(f"dim is {dim}; give the width of the embeddings, at least 1.")
         if not 1 <= bits <= MAX_BITS:

@@ -18,8 +18,8 @@ class Miner:
     """A batch sampler with one line of feedback, the protocol that all miners obey.
 
     Iterating yields batches of dataset indices; after the forward pass ``update(indices, embeddings)`` tells the
-    miner what the encoder made of them. A subclass says which identities meet in a set (:meth:`_draw_seeds`) and
-    which negative an anchor gets (:meth:`_draw_negatives`); without these two it draws at random.
+    miner what the encoder made of them. A subclass says which identities meet in a set (:meth:`draw_seeds`) and
+    which negative an anchor gets (:meth:`draw_negatives`); without these two it draws at random.
 
     Anchors come from an endless shuffled stream: every sample is an anchor once before any is twice. Classmates
     come from such a stream for each class, so that all samples are forwarded about equally often. Both are
@@ -151,27 +151,28 @@ class Miner:
 
     def _draw_batch(self) -> Ids:
         if self.form == "set":
-            return self._with_classmates(self._draw_seeds(self.batch_size // self.per_class), self.per_class - 1).ravel()
+            return self._with_classmates(self.draw_seeds(self.batch_size // self.per_class), self.per_class - 1).ravel()
         tuples = self.batch_size // FORMS[self.form]
-        anchors = self._next_anchors(tuples)
+        anchors = self.draw_anchors(tuples)
         positives = self._with_classmates(anchors, 1)[:, 1]
         if self.form == "triplet":
-            return np.concatenate([anchors, positives, self._draw_negatives(anchors)])
-        others = self._next_anchors(tuples)
-        return np.concatenate([anchors, positives, others, self._draw_negatives(others)])
+            return np.concatenate([anchors, positives, self.draw_negatives(anchors)])
+        others = self.draw_anchors(tuples)
+        return np.concatenate([anchors, positives, others, self.draw_negatives(others)])
 
-    def _draw_seeds(self, num_classes: int) -> Ids:
+    def draw_seeds(self, num_classes: int) -> Ids:
         """One sample each of ``num_classes`` different classes: ``(num_classes,)``; they get their classmates later."""
         return _random_seeds(
             num_classes, self._class_stream, self._position,
             self._first, self._count, self._order, self._cursor, self._rng,
         )  # fmt: skip
 
-    def _draw_negatives(self, anchors: Ids) -> Ids:
+    def draw_negatives(self, anchors: Ids) -> Ids:
         """A sample of another class for each anchor: ``(n,)`` to ``(n,)``."""
         return _random_negatives(anchors, self.class_of, self._first, self._count, self._order, self._rng)
 
-    def _next_anchors(self, count: int) -> Ids:
+    def draw_anchors(self, count: int) -> Ids:
+        """The next ``count`` samples of the endless shuffled stream: ``(count,)``."""
         return _next_anchors(count, self._anchors, self._position, self._rng)
 
     def _with_classmates(self, ids: Ids, count: int) -> Ids:

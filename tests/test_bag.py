@@ -122,7 +122,7 @@ def filled(labels, codes, **options) -> BagOfNegatives:
 def test_drawn_negatives_are_uniform_over_the_bag(own):
     labels = np.array([0] * own + [1] * 4 + [2] * 6 + [3] * 10)
     bag = filled(labels, [5] * (own + 10) + [1] * 10, form="triplet", seed=2)
-    drawn = bag._draw_negatives(np.zeros(20_000, dtype=np.int64))
+    drawn = bag.draw_negatives(np.zeros(20_000, dtype=np.int64))
     observed = np.bincount(drawn, minlength=len(labels))
     assert observed[:own].sum() == observed[own + 10 :].sum() == 0
     chi_square = ((observed[own : own + 10] - 2000) ** 2 / 2000).sum()
@@ -134,7 +134,7 @@ def test_random_negatives_are_uniform_over_all_other_classes():
     labels = np.array([0] * 50 + [1] * 3 + [2] * 7)
     miner = Miner(np.random.default_rng(0).permutation(labels), form="triplet", batch_size=3)
     anchor = int(np.flatnonzero(miner.class_of == 0)[0])
-    observed = np.bincount(miner._draw_negatives(np.full(20_000, anchor)), minlength=60)
+    observed = np.bincount(miner.draw_negatives(np.full(20_000, anchor)), minlength=60)
     assert observed[miner.class_of == 0].sum() == 0
     assert ((observed[miner.class_of != 0] - 2000) ** 2 / 2000).sum() < 27.9
 
@@ -144,18 +144,18 @@ def test_an_empty_bag_falls_back_on_the_nearest_hyperplane_first():
     bag = filled(labels, [0b000, 0b000, 0b001, 0b001, 0b100, 0b100], form="triplet")
     bag._flips[0] = [2, 1, 0]
     bag._flips[1] = [1, 0, 2]
-    assert set(bag._draw_negatives(np.zeros(50, dtype=np.int64))) == {4, 5}
-    assert set(bag._draw_negatives(np.ones(50, dtype=np.int64))) == {2, 3}
+    assert set(bag.draw_negatives(np.zeros(50, dtype=np.int64))) == {4, 5}
+    assert set(bag.draw_negatives(np.ones(50, dtype=np.int64))) == {2, 3}
     assert bag.stats()["from_hamming1"] == 1
     assert bag.stats()["empty_bag_rate"] == 1
 
 
 def test_where_no_neighbour_has_negatives_they_are_random_and_counted():
     bag = filled(np.array([0, 0, 1, 1]), [0b000, 0b000, 0b111, 0b111], form="triplet")
-    assert set(bag._draw_negatives(np.zeros(50, dtype=np.int64))) == {2, 3}
+    assert set(bag.draw_negatives(np.zeros(50, dtype=np.int64))) == {2, 3}
     assert bag.stats()["from_random"] == 1
     unseen = make(np.array([0, 0, 1, 1]), form="triplet")
-    unseen._draw_negatives(np.zeros(50, dtype=np.int64))
+    unseen.draw_negatives(np.zeros(50, dtype=np.int64))
     assert unseen.stats()["from_unseen"] == 1
 
 
@@ -165,10 +165,10 @@ def test_a_set_comes_from_the_anchors_bucket_then_from_its_neighbours(bags):
     codes = np.repeat(np.arange(64) // 8, 2)  # 8 classes a bucket
     bag = filled(labels, codes, batch_size=16 * bags, per_class=2, bags=bags)
     for _ in range(20):
-        seeds = bag._draw_seeds(8 * bags)
+        seeds = bag.draw_seeds(8 * bags)
         assert len(set(codes[seeds])) <= bags + 1  # a second bag may be the same, and is then filled from a neighbour
     bag = filled(labels, codes, batch_size=40, per_class=2)
-    seeds = bag._draw_seeds(20)
+    seeds = bag.draw_seeds(20)
     own = codes[seeds[0]]
     distances = [int(code ^ own).bit_count() for code in codes[seeds]]
     assert distances == sorted(distances)

@@ -1,0 +1,241 @@
+"""One function a figure: arrays and DataFrames in, a matplotlib Figure out."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+from bonlib.stats import mean_interval
+from bonlib.style import ACCENTS, FORM_DASHES, INK, MINER_COLOURS, MUTED, method_name, use_style
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+use_style()
+
+
+def image_grid(rows: Sequence[NDArray[Any]], names: Sequence[str] | None = None, title: str = "") -> Figure:
+    """Images in rows of their own lengths.
+
+    Args:
+        rows: each ``(images, 1, height, width)`` or ``(images, height, width)``, dark where the value is high.
+        names: what stands left of each row.
+        title: over the figure.
+    """
+    widest = max(len(row) for row in rows)
+    figure, axes = plt.subplots(len(rows), widest, figsize=(0.52 * widest + 1.6, 0.56 * len(rows) + 0.4), squeeze=False)
+    for r, row in enumerate(rows):
+        for c, ax in enumerate(axes[r]):
+            ax.set_axis_off()
+            if c < len(row):
+                ax.imshow(np.asarray(row[c]).squeeze(), cmap="gray_r", vmin=0, vmax=255)
+        if names is not None:
+            axes[r, 0].text(-0.25, 0.5, names[r], transform=axes[r, 0].transAxes, ha="right", va="center", fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def zero_loss(shares: "pd.DataFrame") -> Figure:
+    """Share of triplets with zero loss against the number of identities, by kind of negative."""
+    figure, ax = plt.subplots(figsize=(6.4, 3.8))
+    lines = {
+        "random": ("one random negative", MINER_COLOURS["random"], "o"),
+        "batch": ("hardest of 128 random negatives (a batch)", ACCENTS[3], "s"),
+        "hardest": ("hardest of all identities", INK, "^"),
+    }
+    for column, (name, colour, marker) in lines.items():
+        ax.plot(shares["identities"], shares[column], color=colour, marker=marker, label=name)
+    ax.set(xscale="log", ylim=(-0.02, 1.02), xlabel="identities to draw negatives from", ylabel="triplets with zero loss")
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.legend(loc="center left", bbox_to_anchor=(0, 0.62), fontsize=9)
+    return figure
+
+
+def active_over_training(history: Mapping[str, "pd.DataFrame"]) -> Figure:
+    """Share of active tuples over training, one line a method: columns ``step``, ``active``, ``miner``, ``form``."""
+    figure, ax = plt.subplots(figsize=(6.4, 3.6))
+    for name, points in history.items():
+        first = points.iloc[0]
+        ax.plot(
+            points["step"], points["active"], color=MINER_COLOURS.get(first["miner"], MUTED),
+            linestyle=FORM_DASHES[first["form"]], marker="o", markersize=3, label=name,
+        )  # fmt: skip
+    ax.set(xlabel="step", ylabel="active triplets", ylim=(0, 1.02))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.legend()
+    return figure
+
+
+def distance_histogram(distances: Mapping[str, NDArray[Any]], margin: float | None = None) -> Figure:
+    """Distances from anchors to their negatives, one outline a name; the nearer the harder."""
+    figure, ax = plt.subplots(figsize=(6.4, 3.4))
+    colours = dict(zip(distances, (MINER_COLOURS["random"], MINER_COLOURS["bag"], INK), strict=False))
+    bins = np.linspace(0, max(float(values.max()) for values in distances.values()), 50).tolist()
+    for name, values in distances.items():
+        ax.hist(values, bins=bins, density=True, histtype="step", linewidth=1.8, color=colours[name], label=name)
+    if margin is not None:
+        ax.axvline(margin, color=MUTED, linestyle="--", label=f"{margin:.2f}: typical positive + margin")
+    ax.set(xlabel="distance to the negative", ylabel="density", yticks=[])
+    ax.legend()
+    return figure
+
+
+def hash_over_training(history: "pd.DataFrame") -> Figure:
+    """Entropy, churn and filled share of a bag over training, side by side."""
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.0))
+    steps, bits = history["step"], float(history["miner.bits"].iloc[0])
+    axes[0].plot(steps, history["miner.entropy_bits"], color=MINER_COLOURS["bag"], marker="o", markersize=3)
+    axes[0].axhline(bits, color=MUTED, linestyle="--")
+    axes[0].text(steps.max(), bits, f"maximum, {bits:.0f} bits", ha="right", va="bottom", color=MUTED, fontsize=8)
+    axes[0].set(title="entropy of the table", ylabel="bits", ylim=(0, bits * 1.12))
+    for ax, column, title in zip(axes[1:], ("churn", "filled"), ("codes that change when seen again", "samples with a code"), strict=True):  # fmt: skip
+        ax.plot(steps, history[f"miner.{column}"], color=MINER_COLOURS["bag"], marker="o", markersize=3)
+        ax.set(title=title, ylim=(0, 1.03))
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+    for ax in axes:
+        ax.set_xlabel("step")
+    return figure
+
+
+def bit_balance(shares: NDArray[np.float64]) -> Figure:
+    """Share of samples that have each bit set; a half is perfect."""
+    figure, ax = plt.subplots(figsize=(6.4, 2.8))
+    ax.bar(np.arange(len(shares)), shares, color=MINER_COLOURS["bag"], width=0.7)
+    ax.axhline(0.5, color=INK, linestyle="--", linewidth=1)
+    ax.set(xlabel="bit", ylabel="samples with the bit set", ylim=(0, 1), xticks=np.arange(len(shares)))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    return figure
+
+
+def same_bucket(curves: Mapping[str, "pd.DataFrame"]) -> Figure:
+    """Probability of sharing a bucket against distance, one line a hash."""
+    figure, ax = plt.subplots(figsize=(6.4, 3.6))
+    for (name, curve), colour in zip(curves.items(), (MINER_COLOURS["bag"], *ACCENTS), strict=False):
+        ax.plot(curve["distance"], curve["probability"].clip(lower=1e-5), color=colour, marker="o", markersize=4, label=name)
+    ax.set(yscale="log", xlabel="distance of two embeddings", ylabel="probability of one bucket")
+    ax.legend()
+    return figure
+
+
+def bits_compared(table: "pd.DataFrame") -> Figure:
+    """What the number of bits does: size of a bag, nearest negatives found, rank of a drawn negative."""
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.0))
+    axes[0].plot(table["bits"], table["bag_mean"], color=MINER_COLOURS["bag"], marker="o")
+    axes[0].set(title="negatives in a bag", yscale="log")
+    axes[1].plot(table["bits"], table["found"], color=MINER_COLOURS["bag"], marker="o", label="BoN")
+    axes[1].plot(table["bits"], table["found_by_chance"], color=MUTED, linestyle="--", label="random bag of that size")
+    axes[1].set(title="of the 10 nearest negatives found", yscale="log")
+    axes[1].legend(fontsize=8)
+    axes[2].plot(table["bits"], table["relative_rank"], color=MINER_COLOURS["bag"], marker="o")
+    axes[2].set(title="rank of a drawn negative", ylim=(0, 0.52))
+    axes[2].axhline(0.5, color=MUTED, linestyle="--")
+    axes[2].text(table["bits"].min(), 0.49, "random", color=MUTED, va="top", fontsize=8)
+    for ax in (axes[1], axes[2]):
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    for ax in axes:
+        ax.set(xlabel="bits", xticks=table["bits"])
+    return figure
+
+
+def occupancy(sizes: NDArray[np.int64], classes: NDArray[np.int64]) -> Figure:
+    """Sizes of the buckets, largest first, and how many identities each holds."""
+    figure, ax = plt.subplots(figsize=(6.4, 3.2))
+    order = np.argsort(-sizes)
+    ax.fill_between(np.arange(len(sizes)), sizes[order], color=MINER_COLOURS["bag"], alpha=0.35, label="samples", step="mid")
+    ax.plot(np.arange(len(sizes)), classes[order], color=INK, linewidth=0.6, label="identities")
+    ax.axhline(sizes.mean(), color=MUTED, linestyle="--", label=f"samples if even: {sizes.mean():.0f}")
+    ax.set(xlabel="bucket, largest first", ylabel="in the bucket", xlim=(0, len(sizes) - 1), ylim=(0, None))
+    ax.legend()
+    return figure
+
+
+def embedding_map(points: NDArray[Any], bucket: NDArray[np.int64], highlighted: Sequence[int]) -> Figure:
+    """A two-dimensional map of embeddings with a few buckets highlighted."""
+    figure, ax = plt.subplots(figsize=(6.4, 5.2))
+    ax.scatter(*points.T, s=2, color="#D9D9D9", linewidths=0)
+    markers = "osD^vP*X<>"
+    colours = (MINER_COLOURS["bag"], MINER_COLOURS["random"], *ACCENTS, INK)
+    for i, code in enumerate(highlighted):
+        here = points[bucket == code]
+        ax.scatter(*here.T, s=22, marker=markers[i % 10], color=colours[i % 7], linewidths=0.3, edgecolors="white", label=f"{code:b}")
+    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+    ax.grid(visible=False)
+    ax.legend(title="bucket", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def training_curves(history: "pd.DataFrame", metric: str = "recall@1") -> Figure:
+    """Loss, share of active tuples and a validation metric of one run over its steps."""
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 2.9))
+    first = history.iloc[0]
+    style: dict[str, Any] = {"color": MINER_COLOURS.get(first["miner"], MUTED), "marker": "o", "markersize": 3}
+    titles = ("loss", "active tuples", f"validation {metric}")
+    for ax, column, title in zip(axes, ("loss", "active", metric), titles, strict=True):
+        ax.plot(history["step"], history[column], **style)
+        ax.set(title=title, xlabel="step")
+    axes[1].set_ylim(0, 1.03)
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1))
+    return figure
+
+
+def seconds_by_part(seconds: Mapping[str, float], steps: int) -> Figure:
+    """Milliseconds of a step by part, as one bar, with the share of the miner itself (draw + hash)."""
+    figure, ax = plt.subplots(figsize=(8.2, 1.5))
+    parts = {"draw": MINER_COLOURS["bag"], "hash": ACCENTS[2], "data": ACCENTS[3], "compute": MUTED}
+    left, total = 0.0, sum(seconds[part] for part in parts)
+    for part, colour in parts.items():
+        width = 1000 * seconds[part] / steps
+        ax.barh(0, width, left=left, color=colour, label=f"{part} {width:.1f} ms ({seconds[part] / total:.1%})")
+        left += width
+    ax.set(yticks=[], xlabel="milliseconds a step")
+    ax.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))
+    return figure
+
+
+def compare(history: "pd.DataFrame", x: str, metric: str = "recall@1") -> Figure:
+    """A validation metric of all methods against images seen or seconds: mean over seeds, shaded 95 % interval.
+
+    Args:
+        history: as :func:`~bonlib.runs.load_history` gives it.
+        x: ``"images"`` or ``"training_seconds"``.
+        metric: column to draw.
+    """
+    figure, ax = plt.subplots(figsize=(6.8, 4.0))
+    for (miner, form, loss), runs in history.groupby(["miner", "form", "loss"], sort=False):
+        _band(ax, runs, x, metric, str(miner), str(form), method_name(str(miner), str(form), str(loss)))
+    names = {"images": "training images seen", "training_seconds": "training seconds (draw, data, compute, hash)"}
+    ax.set(xlabel=names.get(x, x), ylabel=f"{metric}, validation classes")
+    ax.legend(loc="lower right")
+    return figure
+
+
+def _band(ax: Axes, runs: "pd.DataFrame", x: str, metric: str, miner: str, form: str, name: str) -> None:
+    points = [(group[x].mean(), *mean_interval(group[metric].tolist())[:3]) for _, group in runs.groupby("step")]
+    at, mean, low, high = np.array(points).T
+    colour = MINER_COLOURS.get(miner, MUTED)
+    ax.plot(at, mean, color=colour, linestyle=FORM_DASHES[form], label=name)
+    if not np.isnan(low).all():
+        ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def final_scores(runs: "pd.DataFrame", metric: str = "metrics.recall@1") -> Figure:
+    """A test metric of all methods: a dot a seed, a bar for the 95 % interval of the mean."""
+    groups = list(runs.groupby(["miner", "form", "loss"], sort=False))
+    groups.sort(key=lambda item: item[1][metric].mean())
+    figure, ax = plt.subplots(figsize=(6.8, 0.5 * len(groups) + 1.1))
+    for y, ((miner, _, _), group) in enumerate(groups):
+        colour = MINER_COLOURS.get(miner, MUTED)
+        mean, low, high, count = mean_interval(group[metric].tolist())
+        if count > 1:
+            ax.plot([low, high], [y, y], color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt")
+        ax.plot(group[metric], [y] * len(group), "o", color=colour, markersize=4)
+        ax.annotate(f"{mean:.3f}", (max(group[metric].max(), high if count > 1 else 0), y), (6, 0), textcoords="offset points", va="center")  # fmt: skip
+    ax.set(yticks=range(len(groups)), xlabel=f"{metric.removeprefix('metrics.')}, unseen test classes", ylim=(-0.6, len(groups) - 0.4))
+    ax.set_yticklabels([method_name(*name) for name, _ in groups])
+    ax.margins(x=0.12)
+    return figure

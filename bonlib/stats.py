@@ -1,0 +1,71 @@
+"""Means over seeds with intervals, and differences paired by seed."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        """Mean and half width in units of the last digits shown."""
+        return f"{self.mean:.3f} ± {(self.high - self.low) / 2:.3f}"
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean over seeds and its Student-t interval; with one value the interval is not known (NaN).
+
+    Example:
+        >>> print(mean_interval([0.80, 0.82, 0.84]))
+        0.820 ± 0.050
+    """
+    from scipy.stats import t
+
+    array = np.asarray(values, dtype=float)
+    n, mean = len(array), float(array.mean())
+    if n < 2:
+        return Interval(mean, float("nan"), float("nan"), n)
+    half = float(t.ppf((1 + confidence) / 2, n - 1) * array.std(ddof=1) / n**0.5)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def summary(runs: "pd.DataFrame", by: Sequence[str], columns: Sequence[str]) -> "pd.DataFrame":
+    """Mean ± half width of the 95 % interval over seeds, as text, for each group of runs.
+
+    Args:
+        runs: as :func:`~bonlib.runs.load_runs` gives them.
+        by: columns that make a method.
+        columns: columns to average.
+    """
+    table = runs.groupby(list(by), sort=False)[list(columns)].agg(lambda values: str(mean_interval(values)))
+    return table.assign(seeds=runs.groupby(list(by), sort=False)["seed"].nunique())
+
+
+def paired_difference(first: "pd.DataFrame", second: "pd.DataFrame", column: str) -> Interval:
+    """Mean of ``first - second`` with its 95 % interval, paired by seed.
+
+    Args:
+        first: runs of one method, one a seed.
+        second: runs of another.
+        column: what to compare.
+
+    Raises:
+        ValueError: if a method has two runs of a seed, or the two share no seed.
+    """
+    a, b = first.set_index("seed")[column], second.set_index("seed")[column]
+    if not (a.index.is_unique and b.index.is_unique):
+        raise ValueError("A method has several runs of one seed; choose those of one config.")
+    differences = (a - b).dropna()
+    if differences.empty:
+        raise ValueError(f"The methods share no seed: {sorted(a.index)} and {sorted(b.index)}.")
+    return mean_interval(differences.to_numpy())

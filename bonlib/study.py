@@ -1,0 +1,257 @@
+"""The whole study: sweeps of runs, notebooks by papermill, and an HTML report. ``python -m bonlib.study --help``."""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from bonlib.experiment import Config
+from bonlib.paths import project_dir, write_atomically
+from bonlib.report import write_report
+from bonlib.runs import config_key, find_run, run_path, save_run
+from bonlib.stats import mean_interval
+from bonlib.style import method_name
+
+TRAINING_NOTEBOOK = "04_training"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One notebook or run to execute in a process of its own."""
+
+    name: str
+    command: list[str]
+    weight: float  # rough seconds, for the progress bar
+    config: dict[str, Any] | None = None  # of a run
+    sweep: str = ""
+    output: Path | None = None  # of a notebook
+
+
+def read_sweep(file: Path) -> list[Config]:
+    """The runs of a sweep file: every method with every seed.
+
+    The YAML has ``common`` settings of :class:`~bonlib.experiment.Config`, a list of ``seeds`` and a list of
+    ``methods``, each with the settings in which it differs.
+
+    Raises:
+        ValueError: if a setting is not one of Config's, or two runs are the same.
+    """
+    import yaml
+
+    content = yaml.safe_load(file.read_text())
+    known = {f.name for f in fields(Config)}
+    configs = []
+    for seed in content["seeds"]:
+        for method in content["methods"]:
+            settings = content.get("common", {}) | method | {"seed": seed}
+            if unknown := set(settings) - known:
+                raise ValueError(f"{file.name} sets {sorted(unknown)}; allowed are {sorted(known)}.")
+            configs.append(Config(**settings))
+    if len({config_key(asdict(c)) for c in configs}) < len(configs):
+        raise ValueError(f"{file.name} names a run twice; each method must differ from the others.")
+    return configs
+
+
+def run_tasks(configs: Iterable[Config], sweep: str, *, notebooks: bool = True) -> list[Task]:
+    """Tasks for the runs of a sweep that are not finished yet."""
+    return [_run_task(config, sweep, notebooks) for config in configs if find_run(asdict(config), sweep) is None]
+
+
+def _run_task(config: Config, sweep: str, notebooks: bool) -> Task:
+    settings = asdict(config)
+    name = run_path(settings, sweep).stem
+    if notebooks:
+        output = _build() / "runs" / sweep / f"{name}.ipynb"
+        command = _papermill(TRAINING_NOTEBOOK, output, settings | {"sweep": sweep})
+    else:
+        command = [sys.executable, "-m", "bonlib.experiment", json.dumps(settings), sweep]
+    return Task(name, command, 30 + 0.1 * config.steps, settings, sweep)
+
+
+def notebook_tasks(preset: str, parameters: dict[str, dict[str, Any]], *, fresh: bool) -> list[Task]:
+    """Tasks for the notebooks whose executed copy is missing or older than what it was made from."""
+    tasks = []
+    for notebook in sorted((_root() / "notebooks").glob("[0-9]*.ipynb")):
+        output = _build() / "notebooks" / preset / notebook.name
+        key = _fingerprint(notebook, parameters.get(notebook.stem, {}))
+        if fresh or not output.exists() or _stamp(output).exists() is False or _stamp(output).read_text() != key:
+            command = _papermill(notebook.stem, output, parameters.get(notebook.stem, {}))
+            tasks.append(Task(notebook.stem, command, 45, output=output))
+    return tasks
+
+
+def execute(tasks: list[Task], *, jobs: int, bar: "tqdm[Any]", threads: int) -> list[str]:
+    """Run tasks, ``jobs`` at once; a failed one is recorded and the others go on.
+
+    Returns:
+        Names of the tasks that failed.
+    """
+    stop = threading.Event()
+    failed = []
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(_execute_one, task, threads, stop): task for task in tasks}
+        try:
+            for future in as_completed(futures):
+                task, error = futures[future], future.result()
+                if error:
+                    failed.append(task.name)
+                    bar.write(f"{task.name} failed:\n{error}")
+                bar.update(task.weight)
+        except KeyboardInterrupt:
+            stop.set()  # ends the processes; what is finished is kept
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failed
+
+
+def _execute_one(task: Task, threads: int, stop: threading.Event) -> str:
+    """Run one task to its end; returns the end of its error output, or nothing where it went well."""
+    # Small operations of two processes that share two cores slow each other 80-fold unless each keeps to its threads.
+    environment = os.environ | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    if task.output is not None:
+        task.output.parent.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(task.command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    while True:
+        try:
+            _, errors = process.communicate(timeout=0.5)
+            break
+        except subprocess.TimeoutExpired:
+            if stop.is_set():
+                process.terminate()
+    if process.returncode == 0:
+        if task.output is not None:
+            write_atomically(_stamp(task.output), lambda path: path.write_text(_fingerprint_of(task)))
+        return ""
+    error = "\n".join(errors.strip().splitlines()[-15:])
+    if task.config is not None and not stop.is_set():
+        save_run(task.config, task.sweep, error=error)
+    return error or f"exit code {process.returncode}"
+
+
+def check_parameters(notebook: Path, parameters: Iterable[str]) -> None:
+    """Papermill only warns of a parameter that a notebook does not have; here it is an error.
+
+    Raises:
+        ValueError: if the notebook has no such parameter.
+    """
+    from papermill import inspect_notebook
+
+    known = inspect_notebook(str(notebook))
+    if unknown := set(parameters) - set(known):
+        raise ValueError(f"{notebook.name} has no parameter {sorted(unknown)}; it has {sorted(known)}.")
+
+
+def _papermill(stem: str, output: Path, parameters: dict[str, Any]) -> list[str]:
+    import yaml
+
+    notebook = _root() / "notebooks" / f"{stem}.ipynb"
+    check_parameters(notebook, parameters)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    chosen = ["-y", yaml.safe_dump(parameters)] if parameters else []
+    return [sys.executable, "-m", "papermill", str(notebook), str(output), "--no-progress-bar", *chosen]
+
+
+def _fingerprint(notebook: Path, parameters: dict[str, Any]) -> str:
+    """Of what an executed notebook was made from: its source, its parameters, the package."""
+    cells = [cell["source"] for cell in json.loads(notebook.read_text())["cells"]]
+    package = [path.read_text() for path in sorted((_root() / "bonlib").rglob("*.py"))]
+    return hashlib.sha256(json.dumps([cells, parameters, package]).encode()).hexdigest()
+
+
+def _fingerprint_of(task: Task) -> str:
+    parameters: dict[str, Any] = {}
+    if "-y" in task.command:
+        import yaml
+
+        parameters = yaml.safe_load(task.command[task.command.index("-y") + 1])
+    return _fingerprint(_root() / "notebooks" / f"{task.name}.ipynb", parameters)
+
+
+def _stamp(output: Path) -> Path:
+    return output.with_suffix(".key")
+
+
+def _root() -> Path:
+    root = project_dir()
+    if root is None:
+        raise RuntimeError("The study runs in a checkout of the repository (git clone), not from the installed package.")
+    return root
+
+
+def _build() -> Path:
+    return _root() / "build"
+
+
+def results_lines(sweep: str) -> Iterator[str]:
+    """R@1 on the test classes by method, one a line."""
+    from bonlib.runs import load_runs
+
+    runs = load_runs(sweep)
+    if "metrics.recall@1" not in runs:
+        return
+    for (miner, form, loss), group in runs.groupby(["miner", "form", "loss"]):
+        mean, low, high, count = mean_interval(group["metrics.recall@1"].dropna().tolist())
+        interval = f" ± {(high - low) / 2:.3f}" if count > 1 else ""
+        yield f"  {method_name(miner, form, loss):34} R@1 {mean:.3f}{interval}  ({count} seed{'s' * (count > 1)})"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a preset; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bonlib.study", description=main.__doc__)
+    parser.add_argument("--preset", choices=("quick", "full"), default="quick", help="quick: minutes; full: the committed records")
+    parser.add_argument("--sweep", action="append", help="run only this file of notebooks/sweeps, without the notebooks")
+    parser.add_argument("--jobs", type=int, default=max((os.cpu_count() or 2) // 2, 1) if os.cpu_count() != 2 else 2, help="processes at once")
+    parser.add_argument("--fresh", action="store_true", help="do again what is already done")
+    parser.add_argument("--no-notebooks", action="store_true", help="runs without papermill, and no report")
+    options = parser.parse_args(arguments)
+    sweeps = options.sweep or [{"quick": "quick", "full": "main"}[options.preset]]
+    threads = max((os.cpu_count() or 1) // options.jobs, 1)
+    if options.preset == "quick" and not options.sweep:
+        os.environ["BONLIB_FIGURES"] = str(_root() / "figures" / "quick")  # the committed figures are of the full study
+    began = time.perf_counter()
+
+    runs: list[Task] = []
+    for sweep in sweeps:
+        configs = read_sweep(_root() / "notebooks" / "sweeps" / f"{sweep}.yaml")
+        if options.fresh:
+            for config in configs:
+                run_path(asdict(config), sweep).unlink(missing_ok=True)
+        runs += run_tasks(configs, sweep, notebooks=not options.no_notebooks)
+    pages: list[Task] = []
+    if not (options.no_notebooks or options.sweep):
+        chosen = {"06_comparison": {"sweep": sweeps[0]}, "00_start_here": {"sweep": sweeps[0]}}
+        # New records make the pages that read them stale.
+        pages = notebook_tasks(options.preset, chosen, fresh=options.fresh or bool(runs))
+    failed = []
+    with tqdm(total=round(sum(task.weight for task in runs + pages)), desc="study", smoothing=0,
+              bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left") as bar:  # fmt: skip
+        from bonlib.datasets import load_dataset
+
+        load_dataset("glyphs", "all")  # draws the data set once, before processes would each do it
+        for name, tasks in (("training", runs), ("notebooks", pages)):
+            bar.set_description(name)
+            failed += execute(tasks, jobs=options.jobs, bar=bar, threads=threads)
+    print(f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes: {len(runs)} runs, {len(pages)} notebooks.")
+    if not (options.no_notebooks or options.sweep):
+        index = write_report(_build() / "notebooks" / options.preset, _build() / "report")
+        print(f"Report:  {index}\nFigures: {os.environ.get('BONLIB_FIGURES', _root() / 'figures')}")
+    for sweep in sweeps:
+        print(f"Records: {run_path({}, sweep).parent}", *results_lines(sweep), sep="\n")
+    if failed:
+        print(f"Failed: {', '.join(failed)}", file=sys.stderr)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

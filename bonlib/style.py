@@ -1,0 +1,65 @@
+"""How figures look, the same everywhere: one colour a miner, one dash a form; saving them byte-stable."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bonlib.paths import figures_dir, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which people with the common kinds of colour blindness can tell apart.
+MINER_COLOURS = {"bag": "#D55E00", "random": "#0072B2"}
+MINER_NAMES = {"bag": "BoN", "random": "random"}
+FORM_DASHES = {"set": "-", "triplet": "--", "pair": ":"}
+INK, MUTED, ACCENTS = "#222222", "#8A8A8A", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_STYLE: dict[str, Any] = {
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.titlelocation": "left",
+    "axes.titlesize": "medium",
+    "grid.alpha": 0.3,
+    "font.size": 10,
+    "legend.frameon": False,
+    "svg.hashsalt": "bonlib",
+}
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults to the style of the study."""
+    import matplotlib as mpl
+
+    mpl.rcParams.update(_STYLE)
+
+
+def method_name(miner: str, form: str, loss: str = "") -> str:
+    """What a method is called in figures and tables.
+
+    Example:
+        >>> method_name("bag", "set", "batch-hard"), method_name("random", "triplet", "triplet")
+        ('BoN sets + batch-hard', 'random triplets')
+    """
+    base = f"{MINER_NAMES.get(miner, miner)} {form}s"
+    return base if loss in ("", form) or (form, loss) == ("pair", "contrastive") else f"{base} + {loss}"
+
+
+def save_figure(figure: "Figure", name: str) -> Path:
+    """Save a figure as ``<name>.png`` and ``<name>.svg`` in the figures directory; the SVG is the same for the same picture.
+
+    Args:
+        figure: the figure.
+        name: ``<notebook>_<what>``, without suffix.
+
+    Returns:
+        The PNG file.
+    """
+    import matplotlib as mpl
+
+    folder = figures_dir()
+    with mpl.rc_context({"svg.hashsalt": "bonlib"}):
+        write_atomically(folder / f"{name}.svg", lambda path: figure.savefig(path, metadata={"Date": None}))
+    write_atomically(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=150, metadata={"Software": None}))
+    return folder / f"{name}.png"
