@@ -1,7 +1,7 @@
 """What the notebooks measure about negatives, codes and buckets: arrays in, DataFrames out."""
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bonlib.bag import BagOfNegatives
 from bonlib.datasets.images import ImageSet
 from bonlib.evaluation import bag_quality, embed
-from bonlib.hashing import Hasher, OnlineAutoencoder
+from bonlib.hashing import Hasher
 from bonlib.sampling import Miner
 from bonlib.table import UNSEEN
 
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 
 def zero_loss_shares(
-    embeddings: Tensor, labels: Tensor, identities: Iterable[int], *, margin: float = 0.2, anchors: int = 500, seed: int = 0
+    embeddings: Tensor,
+    labels: Tensor,
+    identities: Iterable[int],
+    *,
+    margin: float = 0.2,
+    anchors: int = 500,
+    seed: int = 0,
 ) -> "pd.DataFrame":
     """How often a negative gives no gradient, when there are so and so many identities to draw it from.
 
@@ -35,8 +41,8 @@ def zero_loss_shares(
         seed: seed of all draws.
 
     Returns:
-        One row for each number: ``identities``; the share of triplets with zero loss when the negative is ``random``, the
-        hardest of 128 random ones (``batch``), and the ``hardest`` of all.
+        One row for each number: ``identities``; the share of triplets with zero loss when the negative is
+        ``random``, the hardest of 128 random ones (``batch``), and the ``hardest`` of all.
     """
     import pandas as pd
 
@@ -53,8 +59,14 @@ def zero_loss_shares(
         positive = torch.from_numpy(rng.random(own.shape)).masked_fill(~own, -1).argmax(dim=1)
         limit = distances.gather(1, positive[:, None]).squeeze(1) + margin  # farther negatives give no gradient
         shuffled = torch.from_numpy(rng.random(same.shape)).masked_fill(same, -1).argsort(dim=1, descending=True)
-        drawn = distances.masked_fill(same, torch.inf).gather(1, shuffled[:, :128])  # (anchors, 128) without replacement
-        shares = {"random": drawn[:, 0], "batch": drawn.amin(dim=1), "hardest": distances.masked_fill(same, torch.inf).amin(dim=1)}
+        drawn = distances.masked_fill(same, torch.inf).gather(
+            1, shuffled[:, :128]
+        )  # (anchors, 128) without replacement
+        shares = {
+            "random": drawn[:, 0],
+            "batch": drawn.amin(dim=1),
+            "hardest": distances.masked_fill(same, torch.inf).amin(dim=1),
+        }
         rows.append({"identities": count} | {name: float((d >= limit).float().mean()) for name, d in shares.items()})
     return pd.DataFrame(rows)
 
@@ -93,15 +105,17 @@ def same_bucket_by_distance(
     first, second = first[kept], second[kept]
     distances = (embeddings[first] - embeddings[second]).norm(dim=1).numpy()
     same = (codes[first] == codes[second]).numpy()
-    edges = np.linspace(0, distances.max(), bins + 1)
+    edges = np.linspace(0, float(distances.max()), bins + 1)
     at_bin = np.digitize(distances, edges[1:-1])
-    table = pd.DataFrame({"bin": at_bin, "same": same}).groupby("bin")["same"].agg(["mean", "size"])
-    table = table[table["size"] >= 50]
+    count, hits = np.bincount(at_bin, minlength=bins), np.bincount(at_bin, weights=same, minlength=bins)
+    many = count >= 50
     middle = (edges[:-1] + edges[1:]) / 2
-    return pd.DataFrame({"distance": middle[table.index], "probability": table["mean"], "pairs": table["size"]})
+    return pd.DataFrame({"distance": middle[many], "probability": (hits / count.clip(1))[many], "pairs": count[many]})
 
 
-def compare_bits(labels: Tensor, embeddings: Tensor, bits: Iterable[int], *, passes: int = 2, seed: int = 0) -> "pd.DataFrame":
+def compare_bits(
+    labels: Tensor, embeddings: Tensor, bits: Iterable[int], *, passes: int = 2, seed: int = 0
+) -> "pd.DataFrame":
     """Bags of different code lengths over the same embeddings, each after its hash learned and its table filled.
 
     Returns:
@@ -116,12 +130,16 @@ def compare_bits(labels: Tensor, embeddings: Tensor, bits: Iterable[int], *, pas
         hash_everything(bag, embeddings, passes=passes)
         stats, quality = bag.stats(), bag_quality(bag, embeddings, anchors=300, seed=seed)
         bags = [len(bag.negatives(i)) for i in range(0, bag.num_samples, max(bag.num_samples // 300, 1))]
-        rows.append({name: stats[name] for name in ("bits", "entropy_bits", "bucket_mean")} | {"bag_mean": np.mean(bags)} | quality)
+        rows.append(
+            {name: stats[name] for name in ("bits", "entropy_bits", "bucket_mean")}
+            | {"bag_mean": np.mean(bags)}
+            | quality
+        )
     return pd.DataFrame(rows).drop(columns="anchors")
 
 
 def hash_everything(bag: BagOfNegatives, embeddings: Tensor, *, batch_size: int = 256, passes: int = 1) -> None:
-    """Update a bag with the embeddings of all samples, in random order: what the table would hold if no code were stale."""
+    """Update a bag with the embeddings of all samples, in random order: a table without stale codes."""
     generator = torch.Generator().manual_seed(bag.seed)
     for _ in range(passes):
         for indices in torch.randperm(len(embeddings), generator=generator).split(batch_size):
@@ -140,7 +158,7 @@ def embed_all(encoder: nn.Module, dataset: ImageSet) -> Tensor:
 
 
 def mixed_buckets(bag: BagOfNegatives, count: int, *, least: int = 8, seed: int = 0) -> list[NDArray[np.int64]]:
-    """Members of ``count`` buckets drawn at random from those with at least ``least`` samples of three classes or more."""
+    """Members of ``count`` random buckets, of those with at least ``least`` samples and three classes."""
     rng = np.random.default_rng(seed)
     chosen: list[NDArray[np.int64]] = []
     for code in rng.permutation(2**bag.bits):
@@ -157,25 +175,3 @@ def nearest_negatives(bag: BagOfNegatives, embeddings: Tensor, anchor: int, k: i
     distances = (embeddings - embeddings[anchor]).norm(dim=1).numpy()
     distances[bag.class_of == bag.class_of[anchor]] = np.inf
     return np.argsort(distances)[:k]
-
-
-def hash_learning_curve(embeddings: Tensor, bits: int, steps: Sequence[int], *, batch_size: int = 128, seed: int = 0) -> "pd.DataFrame":
-    """How an autoencoder learns on embeddings that stand still: error, entropy and worst balance after so many steps."""
-    import pandas as pd
-
-    hasher, rows = OnlineAutoencoder(embeddings.shape[1], bits, seed=seed), []
-    generator = torch.Generator().manual_seed(seed)
-    error = float("nan")
-    for step in range(1, max(steps) + 1):
-        error = hasher.partial_fit(embeddings[torch.randint(len(embeddings), (batch_size,), generator=generator)])
-        if step in steps:
-            rows.append({"step": step, "reconstruction_error": error, **code_quality(hasher, embeddings)})
-    return pd.DataFrame(rows)
-
-
-def code_quality(hasher: Hasher, embeddings: Tensor) -> dict[str, Any]:
-    """Entropy of the codes in bits, and how far the least balanced bit is from a half."""
-    share = torch.bincount(hasher.encode(embeddings)).double() / len(embeddings)
-    share = share[share > 0]
-    worst = float(np.abs(bit_balance(hasher, embeddings) - 0.5).max())
-    return {"entropy_bits": float(-(share * share.log2()).sum()), "worst_imbalance": worst}

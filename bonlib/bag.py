@@ -206,6 +206,7 @@ class BagOfNegatives(Miner):
         return super()._config() | {"dim": self.dim, "bits": self.bits, "bags": self.bags}
 
     def draw_seeds(self, num_classes: int) -> Ids:
+        """One sample each of ``num_classes`` classes, from the buckets of ``bags`` anchors and those near them."""
         self._sets += 1
         return _seeds(
             self.draw_anchors(self.bags), num_classes, self._sets, self._mark, self.class_of, *self.table.arrays,
@@ -214,6 +215,7 @@ class BagOfNegatives(Miner):
         )  # fmt: skip
 
     def draw_negatives(self, anchors: Ids) -> Ids:
+        """A sample of each anchor's bag, or of the fall-backs: ``(n,)`` to ``(n,)``."""
         return _negatives(
             anchors, self.class_of, *self.table.arrays, self._flips,
             self._first, self._count, self._order, self._rng, self._tally,
@@ -260,7 +262,9 @@ def _negative_in(bucket, c, class_of, start, size, pool, rng):  # pragma: no cov
 
 
 @njit(cache=True)
-def _negatives(anchors, class_of, code_of, start, size, pool, flips, first, count, order, rng, tally):  # pragma: no cover
+def _negatives(
+    anchors, class_of, code_of, start, size, pool, flips, first, count, order, rng, tally
+):  # pragma: no cover
     drawn = np.empty(len(anchors), dtype=np.int64)
     for i in range(len(anchors)):
         anchor = anchors[i]
@@ -271,7 +275,10 @@ def _negatives(anchors, class_of, code_of, start, size, pool, flips, first, coun
             for bit in flips[anchor]:
                 if found != -1:
                     break
-                found, source = _negative_in(code ^ (1 << bit), c, class_of, start, size, pool, rng), _HAMMING1
+                found, source = (
+                    _negative_in(code ^ (1 << bit), c, class_of, start, size, pool, rng),
+                    _HAMMING1,
+                )
         if found == -1:
             found = _random_negative(c, first, count, order, rng)
             source = _RANDOM if code != UNSEEN else _UNSEEN

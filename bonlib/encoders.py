@@ -24,9 +24,20 @@ def small_convnet(dim: int = 64, in_channels: int = 1) -> nn.Module:
     """
     layers: list[nn.Module] = []
     for width_in, width in zip((in_channels, *_CHANNELS), _CHANNELS, strict=False):
-        layers += [nn.Conv2d(width_in, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        layers += [
+            nn.Conv2d(width_in, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        ]
         layers += [nn.MaxPool2d(2)]  # halves height and width
-    encoder = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.BatchNorm1d(4 * width), nn.Linear(4 * width, dim, bias=False), L2Normalize())
+    encoder = nn.Sequential(
+        *layers,
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.BatchNorm1d(4 * _CHANNELS[-1]),
+        nn.Linear(4 * _CHANNELS[-1], dim, bias=False),
+        L2Normalize(),
+    )
     return encoder.to(memory_format=torch.channels_last)  # a third faster on the CPU
 
 

@@ -13,7 +13,12 @@ from bonlib.bag import BagOfNegatives
 
 @torch.inference_mode()
 def embed(
-    encoder: nn.Module, dataset: Dataset[Any], *, batch_size: int = 512, device: str | torch.device = "cpu", workers: int = 0
+    encoder: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    batch_size: int = 512,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Embeddings and labels of a whole data set, in evaluation mode; the encoder's mode is restored.
 
@@ -51,7 +56,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     workers: int = 0,
 ) -> dict[str, float]:
-    """Retrieval metrics of an encoder on a data set; arguments as of :func:`embed`, result as of :func:`retrieval_metrics`."""
+    """Retrieval metrics of an encoder on a data set: :func:`embed`, then :func:`retrieval_metrics`."""
     embeddings, labels = embed(encoder, dataset, batch_size=batch_size, device=device, workers=workers)
     return retrieval_metrics(embeddings.to(device), labels.to(device), ks=ks)
 
@@ -76,7 +81,8 @@ def retrieval_metrics(
     Raises:
         ValueError: if lengths differ, or no class has two samples.
 
-    Source: recall@k as in Jégou 2011; R-precision and MAP@R as in Musgrave, Belongie, Lim, "A metric learning reality check", 2020.
+    Source: recall@k as in Jégou 2011; R-precision and MAP@R as in Musgrave, Belongie, Lim, "A metric learning
+    reality check", 2020.
 
     Example:
         >>> line = torch.tensor([[0.0], [1.0], [1.5], [5.0]])
@@ -133,7 +139,9 @@ def bag_quality(
     import faiss
 
     if len(embeddings) != bag.num_samples:
-        raise ValueError(f"embeddings has length {len(embeddings)}; give one row for each of {bag.num_samples} samples.")
+        raise ValueError(
+            f"embeddings has length {len(embeddings)}; give one row for each of {bag.num_samples} samples."
+        )
     rng = np.random.default_rng(seed)
     vectors = np.ascontiguousarray(embeddings.detach().cpu().float().numpy())
     index = faiss.IndexFlatL2(vectors.shape[1])

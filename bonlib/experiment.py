@@ -1,5 +1,6 @@
 """One run of the study: from a config to a record."""
 
+import json
 import resource
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from bonlib.losses import make_loss
 from bonlib.miners import make_miner
 from bonlib.runs import save_run
 from bonlib.sampling import Form
-from bonlib.training import PARTS, Precision, Step, fit
+from bonlib.training import PARTS, Precision, Schedule, Step, fit
 
 _USUAL_LOSS = {"set": "batch-hard", "triplet": "triplet", "pair": "contrastive"}
 
@@ -30,6 +31,7 @@ class Config:
     encoder: str = "small"
     dim: int = 64  # width of the embeddings
     miner: str = "bag"
+    bits: int | None = None  # of the code; None: by the number of samples
     miner_options: dict[str, Any] = field(default_factory=dict)  # of the miner's class, such as bags
     form: Form = "set"
     loss: str = ""  # empty: the usual one of the form
@@ -38,7 +40,8 @@ class Config:
     per_class: int = 4  # in sets
     steps: int = 2500
     lr: float = 1e-3
-    evaluate_every: int = 250  # steps
+    schedule: Schedule = "constant"
+    evaluate_every: int | None = None  # steps; None: ten times in all
     precision: Precision = "float32"
     device: str = "cpu"
     seed: int = 0  # of initial weights and batches; the data set and its split have a seed of their own
@@ -46,6 +49,8 @@ class Config:
     def __post_init__(self) -> None:
         if not self.loss:
             object.__setattr__(self, "loss", _USUAL_LOSS.get(self.form, ""))
+        if self.evaluate_every is None:
+            object.__setattr__(self, "evaluate_every", max(self.steps // 10, 1))
 
 
 class Experiment:
@@ -66,11 +71,12 @@ class Experiment:
         self.encoder = make_encoder(
             config.encoder, dim=config.dim, in_channels=self.train.images.shape[1], seed=config.seed
         )
-        options = dict(form=config.form, batch_size=config.batch_size, per_class=config.per_class, seed=config.seed)
-        self.miner = make_miner(config.miner, self.train.labels, config.dim, **(options | config.miner_options))
+        options = {name: getattr(config, name) for name in ("form", "batch_size", "per_class", "seed")}
+        options |= config.miner_options | ({} if config.bits is None else {"bits": config.bits})
+        self.miner = make_miner(config.miner, self.train.labels, config.dim, **options)
         self.loss = make_loss(config.loss, config.form, margin=config.margin)
         self.history: list[dict[str, float]] = []
-        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
 
     def __iter__(self) -> Iterator[Step]:
         """Train from the first step to the last."""
@@ -78,8 +84,9 @@ class Experiment:
         losses, active = [], []
         for step in fit(
             self.encoder, self.train, self.miner, self.loss,
-            steps=self.config.steps, lr=self.config.lr, device=self.config.device, precision=self.config.precision,
-            validation=self.validation, evaluate_every=self.config.evaluate_every,
+            steps=self.config.steps, lr=self.config.lr, schedule=self.config.schedule,
+            device=self.config.device, precision=self.config.precision,
+            validation=self.validation, evaluate_every=self.config.evaluate_every or 0,
         ):  # fmt: skip
             losses.append(step.loss)
             active.append(step.active)
@@ -112,3 +119,10 @@ class Experiment:
             peak_memory_gib=round(peak, 3),
             history=self.history,
         )
+
+
+if __name__ == "__main__":  # python -m bonlib.experiment '{"miner": "bag"}' sweep
+    experiment = Experiment(Config(**json.loads(sys.argv[1])))
+    for _ in experiment:
+        pass
+    experiment.save(sys.argv[2])

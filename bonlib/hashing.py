@@ -73,7 +73,7 @@ def check_embeddings(embeddings: Tensor, dim: int) -> Tensor:
 
 
 class OnlineAutoencoder:
-    """A linear autoencoder ``dim → bits → dim``, trained on the embeddings as they pass; its centred signs are the code.
+    """A linear autoencoder ``dim → bits → dim``, trained on embeddings as they pass; its centred signs are the code.
 
     One Adam step a batch on the mean squared reconstruction error. The code of a sample is the sign of its hidden
     units after subtracting their running mean: a centred unit splits the data in halves, so that codes stay near

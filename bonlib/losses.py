@@ -30,23 +30,31 @@ def _recipes() -> dict[str, _Recipe]:
     def soft(_: float) -> nn.Module:
         return losses.TripletMarginLoss(margin=0, smooth_loss=True, reducer=reducers.MeanReducer())
 
+    def contrastive(margin: float) -> nn.Module:
+        return losses.ContrastiveLoss(neg_margin=margin)  # pyright: ignore[reportArgumentType]
+
+    def lifted(margin: float) -> nn.Module:
+        return losses.LiftedStructureLoss(neg_margin=margin)  # pyright: ignore[reportArgumentType]
+
     def margin_loss(margin: float) -> nn.Module:
         return losses.MarginLoss(margin=margin, beta=1.2)
 
     return {
-        "contrastive": _Recipe(lambda m: losses.ContrastiveLoss(0, m), forms=("set", "pair"), margin=0.5),
+        "contrastive": _Recipe(contrastive, forms=("set", "pair"), margin=0.5),
         "triplet": _Recipe(triplet, forms=("set", "triplet")),
         "soft-triplet": _Recipe(soft, forms=("set", "triplet")),
         "batch-hard": _Recipe(triplet, lambda _: miners.BatchHardMiner()),
         "batch-hard-soft": _Recipe(soft, lambda _: miners.BatchHardMiner()),
         "semi-hard": _Recipe(triplet, lambda m: miners.TripletMarginMiner(m, type_of_triplets="semihard")),
-        "lifted-structure": _Recipe(lambda m: losses.LiftedStructureLoss(neg_margin=m), margin=1.0),
+        "lifted-structure": _Recipe(lifted, margin=1.0),
         "multi-similarity": _Recipe(
-            lambda m: losses.MultiSimilarityLoss(alpha=2, beta=50, base=m), lambda _: miners.MultiSimilarityMiner(0.1), margin=0.5
+            lambda m: losses.MultiSimilarityLoss(alpha=2, beta=50, base=m),
+            lambda _: miners.MultiSimilarityMiner(0.1),
+            margin=0.5,
         ),
         "margin": _Recipe(margin_loss, forms=("set", "triplet")),
         "distance-weighted": _Recipe(margin_loss, lambda _: miners.DistanceWeightedMiner(0.5, 1.4)),
-    }  # fmt: skip
+    }
 
 
 def list_losses(form: Form | None = None) -> list[str]:
@@ -66,7 +74,9 @@ class MinedLoss(nn.Module):
         super().__init__()
         self.loss, self.miner, self.margin = loss, miner, margin
 
-    def forward(self, embeddings: Tensor, labels: Tensor, index_tuple: IndexTuple | None = None) -> tuple[Tensor, float]:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, index_tuple: IndexTuple | None = None
+    ) -> tuple[Tensor, float]:
         """Loss of a batch.
 
         Args:
@@ -89,8 +99,8 @@ def make_loss(name: str, form: Form = "set", *, margin: float | None = None) -> 
     Args:
         name: one of :func:`list_losses`: contrastive (Hadsell 2006), triplet (Weinberger 2009, margin on Euclidean
             distances), soft-triplet, batch-hard and batch-hard-soft (Hermans 2017), semi-hard (Schroff 2015),
-            lifted-structure (Song 2016), multi-similarity (Wang 2019), margin, and the same with distance-weighted mining
-            inside the batch (Wu 2017).
+            lifted-structure (Song 2016), multi-similarity (Wang 2019), margin, and the same with
+            distance-weighted mining inside the batch (Wu 2017).
         form: form of the batches, ``"set"``, ``"triplet"`` or ``"pair"``.
         margin: the loss's margin; by default the one that is usual for it.
 

@@ -1,4 +1,6 @@
 """One function a figure: arrays and DataFrames in, a matplotlib Figure out."""
+# pandas is typed more loosely than it behaves:
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -50,7 +52,12 @@ def zero_loss(shares: "pd.DataFrame") -> Figure:
     }
     for column, (name, colour, marker) in lines.items():
         ax.plot(shares["identities"], shares[column], color=colour, marker=marker, label=name)
-    ax.set(xscale="log", ylim=(-0.02, 1.02), xlabel="identities to draw negatives from", ylabel="triplets with zero loss")
+    ax.set(
+        xscale="log",
+        ylim=(-0.02, 1.02),
+        xlabel="identities to draw negatives from",
+        ylabel="triplets with zero loss",
+    )
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(loc="center left", bbox_to_anchor=(0, 0.62), fontsize=9)
     return figure
@@ -93,7 +100,8 @@ def hash_over_training(history: "pd.DataFrame") -> Figure:
     axes[0].axhline(bits, color=MUTED, linestyle="--")
     axes[0].text(steps.max(), bits, f"maximum, {bits:.0f} bits", ha="right", va="bottom", color=MUTED, fontsize=8)
     axes[0].set(title="entropy of the table", ylabel="bits", ylim=(0, bits * 1.12))
-    for ax, column, title in zip(axes[1:], ("churn", "filled"), ("codes that change when seen again", "samples with a code"), strict=True):  # fmt: skip
+    shares = {"churn": "codes that change when seen again", "filled": "samples with a code"}
+    for ax, (column, title) in zip(axes[1:], shares.items(), strict=True):
         ax.plot(steps, history[f"miner.{column}"], color=MINER_COLOURS["bag"], marker="o", markersize=3)
         ax.set(title=title, ylim=(0, 1.03))
         ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -116,7 +124,14 @@ def same_bucket(curves: Mapping[str, "pd.DataFrame"]) -> Figure:
     """Probability of sharing a bucket against distance, one line a hash."""
     figure, ax = plt.subplots(figsize=(6.4, 3.6))
     for (name, curve), colour in zip(curves.items(), (MINER_COLOURS["bag"], *ACCENTS), strict=False):
-        ax.plot(curve["distance"], curve["probability"].clip(lower=1e-5), color=colour, marker="o", markersize=4, label=name)
+        ax.plot(
+            curve["distance"],
+            curve["probability"].clip(lower=1e-5),
+            color=colour,
+            marker="o",
+            markersize=4,
+            label=name,
+        )
     ax.set(yscale="log", xlabel="distance of two embeddings", ylabel="probability of one bucket")
     ax.legend()
     return figure
@@ -146,7 +161,14 @@ def occupancy(sizes: NDArray[np.int64], classes: NDArray[np.int64]) -> Figure:
     """Sizes of the buckets, largest first, and how many identities each holds."""
     figure, ax = plt.subplots(figsize=(6.4, 3.2))
     order = np.argsort(-sizes)
-    ax.fill_between(np.arange(len(sizes)), sizes[order], color=MINER_COLOURS["bag"], alpha=0.35, label="samples", step="mid")
+    ax.fill_between(
+        np.arange(len(sizes)),
+        sizes[order],
+        color=MINER_COLOURS["bag"],
+        alpha=0.35,
+        label="samples",
+        step="mid",
+    )
     ax.plot(np.arange(len(sizes)), classes[order], color=INK, linewidth=0.6, label="identities")
     ax.axhline(sizes.mean(), color=MUTED, linestyle="--", label=f"samples if even: {sizes.mean():.0f}")
     ax.set(xlabel="bucket, largest first", ylabel="in the bucket", xlim=(0, len(sizes) - 1), ylim=(0, None))
@@ -162,7 +184,15 @@ def embedding_map(points: NDArray[Any], bucket: NDArray[np.int64], highlighted: 
     colours = (MINER_COLOURS["bag"], MINER_COLOURS["random"], *ACCENTS, INK)
     for i, code in enumerate(highlighted):
         here = points[bucket == code]
-        ax.scatter(*here.T, s=22, marker=markers[i % 10], color=colours[i % 7], linewidths=0.3, edgecolors="white", label=f"{code:b}")
+        ax.scatter(
+            *here.T,
+            s=22,
+            marker=markers[i % 10],
+            color=colours[i % 7],
+            linewidths=0.3,
+            edgecolors="white",
+            label=f"{code:b}",
+        )
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
     ax.grid(visible=False)
     ax.legend(title="bucket", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -173,7 +203,11 @@ def training_curves(history: "pd.DataFrame", metric: str = "recall@1") -> Figure
     """Loss, share of active tuples and a validation metric of one run over its steps."""
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 2.9))
     first = history.iloc[0]
-    style: dict[str, Any] = {"color": MINER_COLOURS.get(first["miner"], MUTED), "marker": "o", "markersize": 3}
+    style: dict[str, Any] = {
+        "color": MINER_COLOURS.get(first["miner"], MUTED),
+        "marker": "o",
+        "markersize": 3,
+    }
     titles = ("loss", "active tuples", f"validation {metric}")
     for ax, column, title in zip(axes, ("loss", "active", metric), titles, strict=True):
         ax.plot(history["step"], history[column], **style)
@@ -208,7 +242,10 @@ def compare(history: "pd.DataFrame", x: str, metric: str = "recall@1") -> Figure
     figure, ax = plt.subplots(figsize=(6.8, 4.0))
     for (miner, form, loss), runs in history.groupby(["miner", "form", "loss"], sort=False):
         _band(ax, runs, x, metric, str(miner), str(form), method_name(str(miner), str(form), str(loss)))
-    names = {"images": "training images seen", "training_seconds": "training seconds (draw, data, compute, hash)"}
+    names = {
+        "images": "training images seen",
+        "training_seconds": "training seconds (draw, data, compute, hash)",
+    }
     ax.set(xlabel=names.get(x, x), ylabel=f"{metric}, validation classes")
     ax.legend(loc="lower right")
     return figure
@@ -234,8 +271,13 @@ def final_scores(runs: "pd.DataFrame", metric: str = "metrics.recall@1") -> Figu
         if count > 1:
             ax.plot([low, high], [y, y], color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt")
         ax.plot(group[metric], [y] * len(group), "o", color=colour, markersize=4)
-        ax.annotate(f"{mean:.3f}", (max(group[metric].max(), high if count > 1 else 0), y), (6, 0), textcoords="offset points", va="center")  # fmt: skip
-    ax.set(yticks=range(len(groups)), xlabel=f"{metric.removeprefix('metrics.')}, unseen test classes", ylim=(-0.6, len(groups) - 0.4))
+        right = max(group[metric].max(), high) if count > 1 else group[metric].max()
+        ax.annotate(f"{mean:.3f}", (right, y), (6, 0), textcoords="offset points", va="center")
+    ax.set(
+        yticks=range(len(groups)),
+        xlabel=f"{metric.removeprefix('metrics.')}, unseen test classes",
+        ylim=(-0.6, len(groups) - 0.4),
+    )
     ax.set_yticklabels([method_name(*name) for name, _ in groups])
     ax.margins(x=0.12)
     return figure

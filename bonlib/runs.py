@@ -88,7 +88,11 @@ def load_history(sweep: str) -> "pd.DataFrame":
     """What the runs of a sweep measured on the way, one evaluation a row, with the config of the run."""
     import pandas as pd
 
-    rows = [record["config"] | {"key": record["key"]} | point for record in _records(sweep) for point in record.get("history", [])]
+    rows = [
+        record["config"] | {"key": record["key"]} | point
+        for record in _records(sweep)
+        for point in record.get("history", [])
+    ]
     return pd.DataFrame(rows)
 
 

@@ -23,8 +23,8 @@ class Miner:
 
     Anchors come from an endless shuffled stream: every sample is an anchor once before any is twice. Classmates
     come from such a stream for each class, so that all samples are forwarded about equally often. Both are
-    shuffled as they are drawn, O(1) a draw, with no pause at the end of a pass. Classes smaller than ``per_class`` are drawn
-    with replacement; the only sample of a class is its own positive.
+    shuffled as they are drawn, O(1) a draw, with no pause at the end of a pass. Classes smaller than ``per_class``
+    are drawn with replacement; the only sample of a class is its own positive.
 
     Args:
         labels: ``(num_samples,)`` integers, the class of each sample of the dataset.
@@ -187,7 +187,7 @@ class Miner:
             raise ValueError(f"indices has shape {array.shape} and dtype {array.dtype}; give a 1-D array of integers.")
         if len(array) != length:
             raise ValueError(f"indices has length {len(array)} and embeddings {length}; give one row for each index.")
-        if not (0 <= array.min() and array.max() < self.num_samples):
+        if not (array.min() >= 0 and array.max() < self.num_samples):
             raise ValueError(
                 f"indices holds values from {array.min()} to {array.max()}; allowed are 0 to {self.num_samples - 1}, "
                 "positions in the labels that the miner was made with."

@@ -1,4 +1,6 @@
 """Means over seeds with intervals, and differences paired by seed."""
+# pandas is typed more loosely than it behaves:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +17,7 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
-    count: int
+    seeds: int
 
     def __str__(self) -> str:
         """Mean and half width in units of the last digits shown."""
@@ -69,3 +71,53 @@ def paired_difference(first: "pd.DataFrame", second: "pd.DataFrame", column: str
     if differences.empty:
         raise ValueError(f"The methods share no seed: {sorted(a.index)} and {sorted(b.index)}.")
     return mean_interval(differences.to_numpy())
+
+
+def gains(runs: "pd.DataFrame", column: str, *, miner: str = "bag", baseline: str = "random") -> "pd.DataFrame":
+    """What a miner gains over a baseline of the same form and loss, paired by seed.
+
+    Returns:
+        One row for each form and loss that both have: ``form``, ``loss``, ``gain`` (mean), ``low`` and ``high`` of
+        the 95 % interval, ``seeds``.
+    """
+    import pandas as pd
+
+    rows = []
+    for (form, loss), group in runs.groupby(["form", "loss"], sort=False):
+        first, second = group[group["miner"] == miner], group[group["miner"] == baseline]
+        if len(first) and len(second):
+            gain, low, high, seeds = paired_difference(first, second, column)
+            rows.append({"form": form, "loss": loss, "gain": gain, "low": low, "high": high, "seeds": seeds})
+    return pd.DataFrame(rows)
+
+
+def time_to_accuracy(runs: "pd.DataFrame", history: "pd.DataFrame", metric: str = "recall@1") -> "pd.DataFrame":
+    """Steps and seconds of training until a run first reaches what the baseline reached at best.
+
+    The target is the best validation value of random sets with batch-hard, averaged over seeds. A run that never
+    reaches it is censored: it counts in ``seeds`` but not in ``reached``, and a median is infinite where it is the
+    middle one.
+
+    Args:
+        runs: as :func:`~bonlib.runs.load_runs` gives them.
+        history: as :func:`~bonlib.runs.load_history` gives it.
+        metric: column of the history.
+
+    Returns:
+        One row a method: ``target``, ``reached``, ``seeds``, and the medians over seeds of ``step`` and ``seconds``.
+    """
+    import pandas as pd
+
+    best = history.groupby(["key", "miner", "form", "loss"])[metric].max().reset_index()
+    baseline = best.query("miner == 'random' and form == 'set' and loss == 'batch-hard'")[metric]
+    target = float(baseline.mean())
+    rows = []
+    for key in runs["key"]:
+        points = history[history["key"] == key].sort_values("step")
+        there = points[points[metric] >= target]
+        first = there.iloc[0] if len(there) else {"step": np.inf, "training_seconds": np.inf}
+        method = points.iloc[0][["miner", "form", "loss"]].to_dict()
+        rows.append(method | {"reached": len(there) > 0, "step": first["step"], "seconds": first["training_seconds"]})
+    groups = pd.DataFrame(rows).groupby(["miner", "form", "loss"], sort=False)
+    medians = groups[["step", "seconds"]].median()
+    return medians.assign(target=target, reached=groups["reached"].sum(), seeds=groups.size())

@@ -73,7 +73,10 @@ def _run_task(config: Config, sweep: str, notebooks: bool) -> Task:
     name = run_path(settings, sweep).stem
     if notebooks:
         output = _build() / "runs" / sweep / f"{name}.ipynb"
-        command = _papermill(TRAINING_NOTEBOOK, output, settings | {"sweep": sweep})
+        named = ("dataset", "miner", "form", "loss", "steps", "seed", "bits", "device")
+        others = {key: value for key, value in settings.items() if key not in named}
+        chosen = {key: settings[key] for key in named} | {"sweep": sweep, "options": others}
+        command = _papermill(TRAINING_NOTEBOOK, output, chosen)
     else:
         command = [sys.executable, "-m", "bonlib.experiment", json.dumps(settings), sweep]
     return Task(name, command, 30 + 0.1 * config.steps, settings, sweep)
@@ -118,10 +121,14 @@ def execute(tasks: list[Task], *, jobs: int, bar: "tqdm[Any]", threads: int) -> 
 def _execute_one(task: Task, threads: int, stop: threading.Event) -> str:
     """Run one task to its end; returns the end of its error output, or nothing where it went well."""
     # Small operations of two processes that share two cores slow each other 80-fold unless each keeps to its threads.
-    environment = os.environ | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    environment = os.environ | {
+        name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    }
     if task.output is not None:
         task.output.parent.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(task.command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        task.command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    )
     while True:
         try:
             _, errors = process.communicate(timeout=0.5)
@@ -185,7 +192,9 @@ def _stamp(output: Path) -> Path:
 def _root() -> Path:
     root = project_dir()
     if root is None:
-        raise RuntimeError("The study runs in a checkout of the repository (git clone), not from the installed package.")
+        raise RuntimeError(
+            "The study runs in a checkout of the repository (git clone), not from the installed package."
+        )
     return root
 
 
@@ -200,7 +209,8 @@ def results_lines(sweep: str) -> Iterator[str]:
     runs = load_runs(sweep)
     if "metrics.recall@1" not in runs:
         return
-    for (miner, form, loss), group in runs.groupby(["miner", "form", "loss"]):
+    for name, group in runs.groupby(["miner", "form", "loss"]):
+        miner, form, loss = map(str, tuple(name))  # pyright: ignore[reportArgumentType]
         mean, low, high, count = mean_interval(group["metrics.recall@1"].dropna().tolist())
         interval = f" ± {(high - low) / 2:.3f}" if count > 1 else ""
         yield f"  {method_name(miner, form, loss):34} R@1 {mean:.3f}{interval}  ({count} seed{'s' * (count > 1)})"
@@ -209,9 +219,21 @@ def results_lines(sweep: str) -> Iterator[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Run a preset; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bonlib.study", description=main.__doc__)
-    parser.add_argument("--preset", choices=("quick", "full"), default="quick", help="quick: minutes; full: the committed records")
-    parser.add_argument("--sweep", action="append", help="run only this file of notebooks/sweeps, without the notebooks")
-    parser.add_argument("--jobs", type=int, default=max((os.cpu_count() or 2) // 2, 1) if os.cpu_count() != 2 else 2, help="processes at once")
+    parser.add_argument(
+        "--preset",
+        choices=("quick", "full"),
+        default="quick",
+        help="quick: minutes; full: the committed records",
+    )
+    parser.add_argument(
+        "--sweep", action="append", help="run only this file of notebooks/sweeps, without the notebooks"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=max((os.cpu_count() or 2) // 2, 1) if os.cpu_count() != 2 else 2,
+        help="processes at once",
+    )
     parser.add_argument("--fresh", action="store_true", help="do again what is already done")
     parser.add_argument("--no-notebooks", action="store_true", help="runs without papermill, and no report")
     options = parser.parse_args(arguments)
@@ -230,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
         runs += run_tasks(configs, sweep, notebooks=not options.no_notebooks)
     pages: list[Task] = []
     if not (options.no_notebooks or options.sweep):
-        chosen = {"06_comparison": {"sweep": sweeps[0]}, "00_start_here": {"sweep": sweeps[0]}}
+        chosen = {name: {"sweep": sweeps[0]} for name in ("00_start_here", "01_hard_negatives", "06_comparison")}
         # New records make the pages that read them stale.
         pages = notebook_tasks(options.preset, chosen, fresh=options.fresh or bool(runs))
     failed = []

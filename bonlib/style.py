@@ -32,7 +32,7 @@ def use_style() -> None:
     """Set matplotlib's defaults to the style of the study."""
     import matplotlib as mpl
 
-    mpl.rcParams.update(_STYLE)
+    mpl.rcParams.update(_STYLE)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def method_name(miner: str, form: str, loss: str = "") -> str:
@@ -47,7 +47,7 @@ def method_name(miner: str, form: str, loss: str = "") -> str:
 
 
 def save_figure(figure: "Figure", name: str) -> Path:
-    """Save a figure as ``<name>.png`` and ``<name>.svg`` in the figures directory; the SVG is the same for the same picture.
+    """Save a figure as ``<name>.png`` and ``<name>.svg`` in the figures directory; equal pictures give equal files.
 
     Args:
         figure: the figure.

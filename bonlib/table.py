@@ -174,7 +174,7 @@ def _checked(values: ArrayLike, name: str, end: int) -> NDArray[np.int64]:
     array = np.asarray(values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}; give a 1-D array of integers.")
-    if array.size and not (0 <= array.min() and array.max() < end):
+    if array.size and not (array.min() >= 0 and array.max() < end):
         raise ValueError(f"{name} holds values from {array.min()} to {array.max()}; allowed are 0 to {end - 1}.")
     return array.astype(np.int64)
 

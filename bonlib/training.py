@@ -1,5 +1,6 @@
 """One plain training loop, the same for every miner and loss."""
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from bonlib.paths import write_atomically
 from bonlib.sampling import Miner
 
 Precision = Literal["float32", "bfloat16"]
+Schedule = Literal["constant", "cosine"]
 PARTS = ("draw", "data", "compute", "hash", "evaluate")
 _COLLAPSED = 1e-3  # share of the embeddings' energy that still varies
 
@@ -44,6 +46,7 @@ def fit(
     *,
     steps: int,
     lr: float = 1e-3,
+    schedule: Schedule = "constant",
     optimizer: torch.optim.Optimizer | None = None,
     validation: Dataset[Any] | None = None,
     evaluate_every: int = 0,
@@ -66,6 +69,7 @@ def fit(
             :func:`~bonlib.losses.make_loss`. Its parameters, if any, are trained too.
         steps: steps in total, those before a resumption included.
         lr: learning rate of Adam, where no optimiser is given.
+        schedule: ``"constant"``, or ``"cosine"`` to lower the learning rate to zero along half a cosine.
         optimizer: another optimiser, over the parameters of encoder and loss.
         validation: a dataset of other classes to evaluate on.
         evaluate_every: evaluate after every so many steps, and after the last; 0 never.
@@ -89,6 +93,8 @@ def fit(
         raise ValueError(f"steps is {steps}; give at least 1.")
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision is {precision!r}; allowed are 'float32' and 'bfloat16'.")
+    if schedule not in ("constant", "cosine"):
+        raise ValueError(f"schedule is {schedule!r}; allowed are 'constant' and 'cosine'.")
     if evaluate_every and validation is None:
         raise ValueError(f"evaluate_every is {evaluate_every} but validation is None; give a dataset of other classes.")
     device = torch.device(device)
@@ -96,6 +102,7 @@ def fit(
     loss.to(device)
     if optimizer is None:
         optimizer = torch.optim.Adam([*encoder.parameters(), *loss.parameters()], lr=lr)
+    peaks = [group["lr"] for group in optimizer.param_groups]
     parts = {"encoder": encoder, "loss": loss, "optimizer": optimizer, "miner": miner}
     file = Path(checkpoint) if checkpoint is not None else None
     done = _load(file, parts) if file is not None and file.exists() else 0
@@ -113,6 +120,9 @@ def fit(
                 f"The loss is {float(value)} at step {step}, the encoder is left as before it. Try a lower lr, "
                 "precision='float32', or look for broken images."
             )
+        if schedule == "cosine":  # of the step alone, so that a resumed run needs no state for it
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
@@ -121,8 +131,8 @@ def fit(
         seconds["hash"] = -began + (began := _now(device))
         if not warned and _spread(embeddings) < _COLLAPSED:
             warned = True
-            text = f"All embeddings of the batch are nearly alike at step {step}: collapse. Draw easier negatives, or lower lr."
-            warnings.warn(text, CollapseWarning, stacklevel=2)
+            text = f"All embeddings of the batch are nearly alike at step {step}: collapse."
+            warnings.warn(f"{text} Draw easier negatives, or lower lr.", CollapseWarning, stacklevel=2)
         began, metrics = _now(device), None
         if evaluate_every and validation is not None and (step % evaluate_every == 0 or step == steps):
             metrics = evaluate(encoder, validation, device=device, workers=workers)

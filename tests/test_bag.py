@@ -214,7 +214,12 @@ def test_index_tuples():
     labels = np.repeat(np.arange(5), 4)
     assert make(labels).index_tuple is None
     assert [t.tolist() for t in make(labels, "triplet", batch_size=6).index_tuple] == [[0, 1], [2, 3], [4, 5]]
-    assert [t.tolist() for t in make(labels, "pair", batch_size=8).index_tuple] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [t.tolist() for t in make(labels, "pair", batch_size=8).index_tuple] == [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6, 7],
+    ]
 
 
 def test_a_broken_off_pass_starts_anew_and_set_epoch_repeats():
@@ -313,7 +318,12 @@ def test_bad_updates_are_refused_and_change_nothing(indices, embeddings, message
 def test_a_foreign_state_is_refused_and_changes_nothing():
     labels = np.repeat(np.arange(20), 5)
     bag, untouched = make(labels), make(labels)
-    for foreign in (make(labels, bits=4), make(labels, "triplet"), make(labels[:-1]), Miner(labels, batch_size=12)):
+    for foreign in (
+        make(labels, bits=4),
+        make(labels, "triplet"),
+        make(labels[:-1]),
+        Miner(labels, batch_size=12),
+    ):
         with pytest.raises(ValueError, match="state has"):
             bag.load_state_dict(foreign.state_dict())
     embeddings = clustered(labels)

@@ -93,7 +93,7 @@ def test_bad_embeddings_are_refused_and_change_nothing(embeddings, message):
 
 @pytest.mark.parametrize(("dim", "bits"), [(0, 4), (16, 0), (16, 25)])
 def test_bad_sizes_are_refused(dim, bits):
-    with pytest.raises(ValueError, match="at least 1|allowed are 1 to 24"):
+    with pytest.raises(ValueError, match=r"at least 1|allowed are 1 to 24"):
         OnlineAutoencoder(dim, bits)
 
 

@@ -10,7 +10,8 @@ from bonlib.table import BucketTable
 
 SAMPLES, BITS = 40, 3
 moves = st.lists(
-    st.lists(st.tuples(st.integers(0, SAMPLES - 1), st.integers(0, 2**BITS - 1)), min_size=1, max_size=30), max_size=15
+    st.lists(st.tuples(st.integers(0, SAMPLES - 1), st.integers(0, 2**BITS - 1)), min_size=1, max_size=30),
+    max_size=15,
 )
 
 
@@ -51,7 +52,10 @@ def test_a_loaded_state_goes_on_as_the_saved_table(before, after):
     play(table, after)
     play(loaded, after)
     codes = np.arange(2**BITS)
-    assert table.draw(codes, 5, np.random.default_rng(0)).tolist() == loaded.draw(codes, 5, np.random.default_rng(0)).tolist()
+    assert (
+        table.draw(codes, 5, np.random.default_rng(0)).tolist()
+        == loaded.draw(codes, 5, np.random.default_rng(0)).tolist()
+    )
 
 
 def test_long_churn_keeps_every_sample_and_bounds_the_memory():
@@ -64,7 +68,9 @@ def test_long_churn_keeps_every_sample_and_bounds_the_memory():
         model[ids] = codes
     assert (table.codes(np.arange(20_000)) == model).all()
     assert (table.sizes() == np.bincount(model[model >= 0], minlength=256)).all()
-    assert np.sort(np.concatenate([table.bucket(c) for c in range(256)])).tolist() == np.flatnonzero(model >= 0).tolist()
+    assert (
+        np.sort(np.concatenate([table.bucket(c) for c in range(256)])).tolist() == np.flatnonzero(model >= 0).tolist()
+    )
     assert table.nbytes < 30 * 20_000
 
 

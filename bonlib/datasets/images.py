@@ -46,6 +46,16 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         chosen = torch.as_tensor(indices)
         return self.images[chosen].float() / 255, self.labels[chosen]
 
+    def of_class(self, name: str) -> NDArray[np.uint8]:
+        """All images of the class of that name, ``(images, channels, height, width)`` uint8.
+
+        Raises:
+            ValueError: if there is no such class here; it may be in another split.
+        """
+        if name not in self.class_names:
+            raise ValueError(f"name is {name!r}, which is no class of this split; class_names lists them.")
+        return self.images[self.labels == list(self.class_names).index(name)].numpy()
+
     def __repr__(self) -> str:
         """Sizes in one line."""
         shape = "×".join(map(str, self.images.shape[1:]))

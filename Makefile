@@ -1,0 +1,46 @@
+# Each target builds .venv by itself where it is missing or older than what it is made from.
+PYTHON ?= python3
+PRESET ?= quick
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+JOBS ?= 2
+
+.PHONY: help study test lab notebooks format clean
+
+help:
+	@echo "make study               the study in minutes: notebooks, figures, report (PRESET=full: the committed records, FRESH=1: all anew)"
+	@echo "make test                format, lint, types, unit tests with doctests, notebooks"
+	@echo "make lab                 JupyterLab in notebooks/"
+	@echo "make notebooks           execute the notebooks in place, as they are committed"
+	@echo "make format              format code and notebooks"
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) pip install --quiet --constraint constraints.txt --editable '.[study,dev]'
+	@touch $@
+
+study: $(VENV)/.ready
+	$(RUN) bonlib.study --preset $(PRESET) $(if $(FRESH),--fresh)
+
+test: $(VENV)/.ready
+	$(RUN) ruff format --check --quiet .
+	$(RUN) ruff check --quiet .
+	$(RUN) pyright
+	$(RUN) pytest -q -n $(JOBS) tests bonlib
+	BONLIB_FIGURES=build/figures OMP_NUM_THREADS=1 $(RUN) pytest -q -n $(JOBS) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout 120 notebooks
+
+lab: $(VENV)/.ready
+	cd notebooks && ../$(RUN) jupyterlab
+
+notebooks: $(VENV)/.ready
+	for notebook in notebooks/[0-9]*.ipynb; do $(RUN) papermill $$notebook $$notebook --no-progress-bar || exit 1; done
+	$(MAKE) format
+
+format: $(VENV)/.ready
+	$(RUN) nbstripout --keep-output --keep-count --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution metadata.language_info metadata.kernelspec.display_name" notebooks/[0-9]*.ipynb
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+clean:
+	rm -rf build $(VENV)

@@ -1,0 +1,125 @@
+"""The glyphs and the in-memory dataset."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from bonlib import BagOfNegatives, list_datasets, load_dataset
+from bonlib.datasets.glyphs import Glyphs, default_fonts
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture
+def letters(folders):
+    """The small Latin letters in four faces."""
+    return Glyphs("all", fonts=default_fonts()[:4], characters=LETTERS)
+
+
+def test_every_character_face_and_draw_is_there_once(letters):
+    assert letters.class_names == list(LETTERS)
+    assert letters.images.shape == (26 * 4 * 2, 1, 32, 32)
+    assert letters.images.dtype == torch.uint8
+    keys = zip(*(letters.attributes[name].tolist() for name in ("character", "face", "draw")), strict=True)
+    assert sorted(keys) == [(ord(c), face, draw) for c in LETTERS for face in range(4) for draw in range(2)]
+    assert [letters.class_names[label] for label in letters.labels] == [chr(c) for c in letters.attributes["character"]]
+    assert letters.faces == [path.stem for path in default_fonts()[:4]]
+
+
+def test_images_hold_ink_and_their_draws_differ(letters):
+    ink = letters.images.float().mean(dim=(1, 2, 3))
+    assert ink.min() > 2
+    assert not torch.equal(letters.images[0], letters.images[1])
+
+
+def test_look_alikes_are_one_identity_and_blanks_are_none(folders):
+    fonts = default_fonts()[:4]
+    letters = [*"AАΑBВΒCСDEFGHIJKL", " ", "\u00a0", "\u200b", "\ue000"]
+    glyphs = Glyphs("all", fonts=fonts, characters=letters)
+    # Latin, Cyrillic and Greek capitals: A А Α, B В Β, C С draw alike; spaces and private code points are dropped.
+    assert glyphs.class_names == list("ABCDEFGHIJKL")
+    assert set(glyphs.attributes["character"].tolist()) == {ord(c) for c in "ABCDEFGHIJKL"}
+
+
+def test_missing_glyphs_are_left_out(folders):
+    glyphs = Glyphs("all", fonts=default_fonts()[:4], characters=[*LETTERS, "한", "漢"])
+    assert "한" not in glyphs.class_names
+    assert "漢" not in glyphs.class_names
+
+
+def test_splits_are_disjoint_in_identity_and_together_all(letters):
+    parts = {s: Glyphs(s, fonts=default_fonts()[:4], characters=LETTERS) for s in ("train", "validation", "test")}
+    names = {s: set(part.class_names) for s, part in parts.items()}
+    assert {s: len(n) for s, n in names.items()} == {"train": 13, "validation": 3, "test": 10}
+    assert set.union(*names.values()) == set(LETTERS)
+    other = Glyphs("train", fonts=default_fonts()[:4], characters=LETTERS, seed=1)
+    assert set(other.class_names) != names["train"]
+    everything = {name: letters.of_class(name) for name in LETTERS}
+    for part in parts.values():
+        assert part.labels.unique().tolist() == list(range(part.num_classes))
+        assert all((part.of_class(name) == everything[name]).all() for name in part.class_names)
+
+
+def test_the_cache_is_used_and_a_damaged_one_is_drawn_anew(letters, folders, monkeypatch):
+    (cache,) = (folders / "data" / "glyphs").glob("*.npz")
+    options = {"fonts": default_fonts()[:4], "characters": LETTERS}
+    content = bytearray(cache.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    for damaged in (bytes(content), content[: len(content) // 3], b""):
+        cache.write_bytes(damaged)
+        with pytest.warns(UserWarning, match="damaged .* drawn anew"):
+            again = Glyphs("all", **options)
+        assert torch.equal(again.images, letters.images)
+    monkeypatch.setattr("bonlib.datasets.glyphs._draw_all", None)  # would fail if it were drawn
+    assert torch.equal(Glyphs("all", **options).images, letters.images)
+    assert [path.name for path in cache.parent.iterdir()] == [cache.name]
+
+
+def test_the_default_set_has_thousands_of_identities():
+    glyphs = load_dataset("glyphs", "all")
+    assert 3000 < glyphs.num_classes < 3400
+    assert 70_000 < len(glyphs) < 82_000
+    assert np.unique(np.stack([glyphs.labels, glyphs.attributes["face"]]), axis=1).shape[1] * 2 == len(glyphs)
+    assert torch.bincount(glyphs.labels).min() >= 16  # eight faces, two draws
+    assert {"ö", "ő", "ó", "Ш", "Щ", "ﬀ", "ﬁ"} <= set(glyphs.class_names)
+
+
+def test_a_batch_is_what_the_single_items_are(letters):
+    images, labels = letters.batch([3, 100, 3])
+    assert images.dtype == torch.float32
+    assert images.max() <= 1
+    for i, index in enumerate([3, 100, 3]):
+        image, label = letters[index]
+        assert torch.equal(images[i], image)
+        assert labels[i] == label
+
+
+def test_a_loader_with_workers_and_a_bag_as_batch_sampler(letters):
+    bag = BagOfNegatives(letters.labels, dim=8, batch_size=16, bits=3)
+    for images, labels in DataLoader(letters, batch_sampler=bag, num_workers=2):
+        assert images.shape == (16, 1, 32, 32)
+        assert labels.unique().numel() == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"split": "dev"}, ValueError, "split is 'dev'; allowed are 'train'"),
+        ({"draws": 0}, ValueError, "draws is 0"),
+        ({"min_faces": 5}, ValueError, "allowed are 1 to 4"),
+        ({"fonts": ["nowhere.ttf"]}, FileNotFoundError, "nowhere.ttf"),
+        ({"characters": "abc"}, ValueError, "Only 3 characters"),
+    ],
+)
+def test_bad_options_are_refused(folders, options, error, message):
+    with pytest.raises(error, match=message):
+        Glyphs(**{"fonts": default_fonts()[:4], "characters": LETTERS} | options)
+
+
+def test_names(letters):
+    assert list_datasets() == ["glyphs"]
+    with pytest.raises(ValueError, match="allowed are 'glyphs'"):
+        load_dataset("glyph", "train")
+    with pytest.raises(ValueError, match="no class of this split"):
+        letters.of_class("Ω")

@@ -1,0 +1,102 @@
+"""Metrics against pytorch-metric-learning and brute force."""
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+from bonlib.analysis import hash_everything, nearest_negatives, zero_loss_shares
+from bonlib.bag import BagOfNegatives
+from bonlib.evaluation import bag_quality, embed, evaluate, retrieval_metrics
+
+
+def clusters(counts, seed=0, dim=6, noise=0.8):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    centres = torch.randn(len(counts), dim, generator=generator)
+    return centres[labels] + noise * torch.randn(len(labels), dim, generator=generator), labels
+
+
+@pytest.mark.parametrize("counts", [[5] * 20, [2, 3, 9, 30, 4, 1, 7, 1]])
+def test_metrics_equal_those_of_pytorch_metric_learning(counts):
+    embeddings, labels = clusters(counts)
+    ours = retrieval_metrics(embeddings, labels, chunk=7)
+    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+    # Their knn depth for these metrics is the size of the largest class.
+    theirs = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu")).get_accuracy(
+        embeddings, labels, embeddings, labels, ref_includes_query=True
+    )
+    assert [ours["recall@1"], ours["r_precision"], ours["map@r"]] == pytest.approx([theirs[name] for name in names])
+
+
+def test_recall_at_k_by_brute_force():
+    embeddings, labels = clusters([3] * 15, noise=1.5)
+    ours = retrieval_metrics(embeddings, labels)
+    distances = torch.cdist(embeddings, embeddings).fill_diagonal_(torch.inf)
+    for k in (1, 2, 4, 8):
+        hits = [bool((labels[row.argsort()[:k]] == label).any()) for row, label in zip(distances, labels, strict=True)]
+        assert ours[f"recall@{k}"] == pytest.approx(np.mean(hits))
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="embeddings has length 3 and labels 2"):
+        retrieval_metrics(torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="no class with two samples"):
+        retrieval_metrics(torch.zeros(3, 2), torch.arange(3))
+
+
+class Points(torch.utils.data.Dataset):
+    """A dataset that is not in memory."""
+
+    def __init__(self, embeddings, labels):
+        self.embeddings, self.labels = embeddings, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.embeddings[index], int(self.labels[index])
+
+
+def test_evaluation_restores_the_mode_and_takes_any_dataset():
+    embeddings, labels = clusters([4] * 10)
+    encoder = torch.nn.Sequential(torch.nn.Linear(6, 3), torch.nn.Dropout(0.9))
+    dataset = Points(embeddings, labels)
+    found, found_labels = embed(encoder, dataset, batch_size=7)
+    assert torch.allclose(found, encoder[0](embeddings))  # without dropout
+    assert torch.equal(found_labels, labels)
+    assert encoder.training
+    assert evaluate(encoder, dataset) == retrieval_metrics(encoder[0](embeddings).detach(), labels)
+
+
+def test_bag_quality_by_brute_force():
+    embeddings, labels = clusters([6] * 40, noise=0.4)
+    bag = BagOfNegatives(labels, dim=6, bits=3, batch_size=12)
+    hash_everything(bag, embeddings, passes=3)
+    ours = bag_quality(bag, embeddings, k=5, anchors=240)
+    found, chance = [], []
+    for i in range(240):
+        if len(members := bag.negatives(i)):
+            found.append(len(np.intersect1d(nearest_negatives(bag, embeddings, i, 5), members)) / 5)
+            chance.append(len(members) / (240 - 6))
+    assert ours["anchors"] == len(found)
+    assert ours["found"] == pytest.approx(np.mean(found))
+    assert ours["found_by_chance"] == pytest.approx(np.mean(chance))
+    assert ours["found"] > 2 * ours["found_by_chance"]
+    assert ours["relative_rank"] < 0.35
+
+
+def test_bag_quality_refuses_an_empty_table():
+    with pytest.raises(ValueError, match="Every bag is empty"):
+        bag_quality(BagOfNegatives([0, 0, 1, 1], dim=2, bits=1, batch_size=8), torch.zeros(4, 2))
+
+
+def test_zero_loss_shares_of_identities_far_apart_and_on_one_point():
+    labels = torch.arange(50).repeat_interleave(4)
+    far = torch.nn.functional.one_hot(labels).float()  # other classes are sqrt(2) away, the own at 0
+    assert (zero_loss_shares(far, labels, [5, 50], anchors=50).drop(columns="identities") == 1).all(axis=None)
+    assert (zero_loss_shares(far * 0, labels, [5, 50], anchors=50).drop(columns="identities") == 0).all(axis=None)
+    mixed, mixed_labels = clusters([5] * 60, noise=0.5)
+    shares = zero_loss_shares(torch.nn.functional.normalize(mixed), mixed_labels, [60], anchors=200)
+    assert (shares["hardest"] <= shares["batch"]).all()
+    assert (shares["batch"] < shares["random"]).all()

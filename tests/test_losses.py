@@ -1,0 +1,75 @@
+"""Losses by name: values by hand, forms that go together."""
+
+import pytest
+import torch
+
+from bonlib.bag import BagOfNegatives
+from bonlib.losses import active_share, list_losses, make_loss
+
+
+def batch(form, seed=0):
+    labels = torch.arange(10).repeat_interleave(6)
+    miner = BagOfNegatives(labels, dim=8, form=form, batch_size=24, bits=2)
+    indices = next(iter(miner))
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.nn.functional.normalize(torch.randn(24, 8, generator=generator), dim=1).requires_grad_()
+    return embeddings, labels[indices], miner.index_tuple
+
+
+@pytest.mark.parametrize(
+    ("form", "name"), [(form, name) for form in ("set", "triplet", "pair") for name in list_losses(form)]
+)
+def test_every_loss_of_every_form_gives_a_gradient(form, name):
+    torch.manual_seed(0)
+    embeddings, labels, tuples = batch(form)
+    value, active = make_loss(name, form)(embeddings, labels, tuples)
+    value.backward()
+    assert torch.isfinite(value)
+    assert embeddings.grad.abs().sum() > 0
+    assert 0 <= active <= 1
+
+
+def test_triplets_by_hand():
+    embeddings, labels, (a, p, n) = batch("triplet")
+    embeddings = embeddings.detach()
+    near, far = (embeddings[a] - embeddings[p]).norm(dim=1), (embeddings[a] - embeddings[n]).norm(dim=1)
+    violations = (near - far + 0.2).relu()
+    value, active = make_loss("triplet", "triplet")(embeddings, labels, (a, p, n))
+    assert float(value) == pytest.approx(float(violations[violations > 0].mean()))
+    assert active == pytest.approx(float((violations > 0).float().mean()))
+    soft, _ = make_loss("soft-triplet", "triplet")(embeddings, labels, (a, p, n))
+    assert float(soft) == pytest.approx(float(torch.nn.functional.softplus(near - far).mean()))
+
+
+def test_pairs_by_hand():
+    embeddings, labels, (a1, p, a2, n) = batch("pair")
+    embeddings = embeddings.detach()
+    near, far = (embeddings[a1] - embeddings[p]).norm(dim=1), (embeddings[a2] - embeddings[n]).norm(dim=1)
+    margin = 1.3
+    pushes = (margin - far).relu()
+    value, active = make_loss("contrastive", "pair", margin=margin)(embeddings, labels, (a1, p, a2, n))
+    assert float(value) == pytest.approx(float(near.mean() + pushes[pushes > 0].mean()))
+    assert active == pytest.approx(float((pushes > 0).float().mean()))
+
+
+def test_batch_hard_by_hand():
+    embeddings, labels, _ = batch("set")
+    embeddings = embeddings.detach()
+    distances = torch.cdist(embeddings, embeddings)
+    same = labels[:, None] == labels
+    hardest = (distances - 9.0 * ~same).amax(dim=1) - (distances + 9.0 * same).amin(dim=1) + 0.2
+    value, active = make_loss("batch-hard")(embeddings, labels, None)
+    assert float(value) == pytest.approx(float(hardest[hardest > 0].mean()), rel=1e-4)
+    assert active == pytest.approx(float((hardest > 0).float().mean()))
+
+
+def test_active_share_of_separated_classes_is_zero():
+    embeddings = torch.eye(4).repeat_interleave(2, dim=0)
+    assert active_share(embeddings, torch.arange(4).repeat_interleave(2), None, 0.2) == 0
+
+
+def test_a_loss_that_does_not_go_with_the_form_is_refused():
+    with pytest.raises(ValueError, match="'batch-hard' does not go with form 'pair'; allowed are contrastive"):
+        make_loss("batch-hard", "pair")
+    with pytest.raises(ValueError, match="'triplets' does not go with form 'set'"):
+        make_loss("triplets")

@@ -1,0 +1,143 @@
+"""What holds for the project as a whole: layers, notebooks, the two lists of dependencies."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from papermill import inspect_notebook
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "bonlib").rglob("*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+# A module imports only from layers before its own, and from leaves; leaves import only leaves.
+LAYERS = [
+    "hashing table",
+    "sampling",
+    "bag",
+    "miners",
+    "evaluation",
+    "training analysis",
+    "experiment",
+    "live",
+    "study",
+]
+LEAVES = ["paths", "style", "stats", "runs", "datasets", "encoders", "losses", "report", "plots"]
+
+
+def rank(module: str) -> int:
+    """Layer of a module of the package; leaves are below all."""
+    return -1 if module in LEAVES else next(i for i, layer in enumerate(LAYERS) if module in layer.split())
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of bonlib that a file imports, by their first name."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    names = [n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module]
+    return {name.split(".")[1] for name in names if name.startswith("bonlib.")}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if p.parent.name != "bonlib" or p.stem != "__init__"], ids=lambda p: p.stem
+)
+def test_imports_run_one_way(path):
+    module = path.relative_to(ROOT / "bonlib").parts[0].removesuffix(".py")
+    allowed = {"sampling"} if module == "losses" else {"hashing"} if module == "table" else set()
+    for other in imported(path) - {module} - allowed:
+        below = (
+            rank(other) < rank(module) or (rank(module) == rank(other) == -1) or {module, other} == {"hashing", "table"}
+        )
+        assert below, f"{module} imports {other}"
+
+
+def test_plots_take_data_and_never_a_trainer():
+    assert imported(ROOT / "bonlib" / "plots.py") == {"stats", "style"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_the_package_alone_imports_nothing_of_the_study():
+    code = "import bonlib, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    study = {
+        "matplotlib",
+        "pandas",
+        "seaborn",
+        "faiss",
+        "pytorch_metric_learning",
+        "papermill",
+        "torchvision",
+        "tqdm",
+        "PIL",
+    }
+    assert not study & set(done.stdout.split())
+
+
+def test_environment_yml_says_what_pyproject_says():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert f"python{project['requires-python']}" in conda
+    assert {"pip", "make", "git"} <= set(conda)
+    assert pip == {"pip": ["-c constraints.txt", f"-e .[{','.join(project['optional-dependencies'])}]"]}
+
+
+def test_constraints_pin_every_dependency_within_its_range():
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = sum(project["optional-dependencies"].values(), project["dependencies"])
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    normal = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(normal[requirement.name.lower()]), requirement
+
+
+def test_ci_calls_the_test_command():
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def cells(path: Path, kind: str) -> list[dict]:
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_as_the_house_asks(path):
+    code = cells(path, "code")
+    assert path.stat().st_size < 1_000_000
+    assert cells(path, "markdown")[0]["source"][0].startswith("# ")
+    assert len(cells(path, "markdown")) >= len(code) / 2  # prose, with thin cells between
+    assert sum("parameters" in cell["metadata"].get("tags", ()) for cell in code) == 1
+    for cell in code:
+        source = "".join(cell["source"])
+        lines = source.splitlines()
+        is_setup = "import" in lines[0] or "parameters" in cell["metadata"].get("tags", ())
+        assert len(lines) <= (16 if is_setup else 8), source
+        assert not re.search(r"^(def|class) ", source, re.MULTILINE), source
+        assert not [o for o in cell["outputs"] if o["output_type"] == "error" or o.get("name") == "stderr"], source
+    assert any(cell["outputs"] for cell in code), "committed without outputs"
+    assert any("image/png" in o.get("data", {}) for cell in code for o in cell["outputs"]), "no picture"
+    assert all(cell["execution_count"] for cell in code), "committed without having been run"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_papermill_reads_every_parameter(path):
+    (cell,) = [c for c in cells(path, "code") if "parameters" in c["metadata"].get("tags", ())]
+    names = [line.split("=")[0].strip() for line in "".join(cell["source"]).splitlines() if line.strip()]
+    assert list(inspect_notebook(str(path))) == names
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_links_between_notebooks_lead_somewhere(path):
+    for cell in cells(path, "markdown"):
+        for target in re.findall(r"\]\((?!http)([^)]+)\)", "".join(cell["source"])):
+            assert (path.parent / target).exists(), target

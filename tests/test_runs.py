@@ -1,0 +1,139 @@
+"""Records of runs, their statistics, and an experiment from config to record."""
+
+import json
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from bonlib.datasets.glyphs import default_fonts
+from bonlib.experiment import Config, Experiment
+from bonlib.paths import write_atomically
+from bonlib.runs import config_key, find_run, load_history, load_runs, save_run
+from bonlib.stats import gains, mean_interval, paired_difference, summary, time_to_accuracy
+
+FEW = {"fonts": [str(path) for path in default_fonts()[:8]], "characters": list(range(0x41, 0x250))}
+
+
+def test_a_record_is_found_by_its_config_and_by_no_other(folders):
+    config = {"dataset": "glyphs", "miner": "bag", "form": "set", "seed": 1, "lr": 0.001}
+    path = save_run(config, "trial", metrics={"recall@1": 0.5}, history=[{"step": 1, "churn": float("nan")}])
+    assert path.parent == folders / "results" / "trial"
+    assert find_run(dict(reversed(config.items())), "trial")["metrics"] == {"recall@1": 0.5}
+    assert find_run(config | {"lr": 0.002}, "trial") is None
+    assert find_run(config, "other") is None
+    record = json.loads(path.read_text())
+    assert record["history"] == [{"step": 1, "churn": None}]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=path.parents[0])
+    assert record["provenance"]["versions"]["torch"]
+    assert record["provenance"]["cores"] >= 1
+    assert commit.returncode != 0  # the record's folder is no checkout, and yet
+    assert record["provenance"]["commit"] is None or len(record["provenance"]["commit"]) == 40
+
+
+def test_a_failed_run_is_not_finished_but_is_told_of(folders):
+    config = {"miner": "bag", "seed": 0}
+    save_run(config, "trial", error="boom")
+    assert find_run(config, "trial") is None
+    assert load_runs("trial")["error"].tolist() == ["boom"]
+
+
+def test_an_empty_sweep_has_no_runs(folders):
+    assert load_runs("nothing").empty
+    assert load_history("nothing").empty
+
+
+def test_an_experiment_writes_what_load_runs_reads(folders):
+    config = Config(dataset_options=FEW, steps=4, evaluate_every=2, batch_size=24, bits=4)
+    experiment = Experiment(config)
+    assert [step.step for step in experiment] == [1, 2, 3, 4]
+    experiment.save("trial")
+    run = load_runs("trial").iloc[0]
+    history = load_history("trial")
+    assert run["loss"] == "batch-hard"
+    assert run["miner.bits" if "miner.bits" in run else "miner_stats.bits"] == 4
+    assert 0 < run["metrics.recall@1"] <= 1
+    assert run["provenance.processor"]
+    assert run["seconds.compute"] == pytest.approx(experiment.seconds["compute"])
+    assert history["step"].tolist() == [2, 4]
+    assert history["images"].tolist() == [48, 96]
+    assert history["training_seconds"].is_monotonic_increasing
+
+
+def test_the_same_config_gives_the_same_numbers(folders):
+    def losses(**options):
+        return [s.loss for s in Experiment(Config(dataset_options=FEW, steps=5, batch_size=24, **options))]
+
+    assert losses(loss="distance-weighted") == losses(loss="distance-weighted")
+    assert losses(seed=1) != losses(seed=2)
+
+
+def test_the_usual_loss_is_part_of_the_config():
+    assert [Config(form=form).loss for form in ("set", "triplet", "pair")] == ["batch-hard", "triplet", "contrastive"]
+    assert config_key({"loss": "triplet"}) != config_key({"loss": "soft-triplet"})
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def broken(path):
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(target, broken)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_intervals_equal_those_of_scipy():
+    values = [0.81, 0.86, 0.79, 0.9]
+    expected = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    mean, low, high, seeds = mean_interval(values)
+    assert (mean, low, high, seeds) == pytest.approx((np.mean(values), expected.low, expected.high, 4))
+    assert np.isnan(mean_interval([0.5]).low)
+
+
+def frame(miner, scores, form="set"):
+    runs = [{"miner": miner, "form": form, "loss": "batch-hard", "seed": i, "score": s} for i, s in enumerate(scores)]
+    return pd.DataFrame(runs)
+
+
+def test_differences_are_paired_by_seed():
+    bag, random = frame("bag", [0.8, 0.9, 0.7]), frame("random", [0.7, 0.85, 0.6])
+    expected = scipy_stats.ttest_rel(bag["score"], random["score"]).confidence_interval(0.95)
+    found = paired_difference(bag, random.sample(frac=1, random_state=0), "score")
+    assert (found.mean, found.low, found.high) == pytest.approx((0.25 / 3, expected.low, expected.high))
+    table = gains(pd.concat([bag, random, frame("bag", [1.0], form="triplet")]), "score")
+    assert table[["form", "seeds"]].to_numpy().tolist() == [["set", 3]]
+    assert table["gain"].iloc[0] == pytest.approx(0.25 / 3)
+    with pytest.raises(ValueError, match="several runs of one seed"):
+        paired_difference(pd.concat([bag, bag]), random, "score")
+    with pytest.raises(ValueError, match="share no seed"):
+        paired_difference(bag, random.assign(seed=random["seed"] + 10), "score")
+
+
+def test_a_summary_tells_means_and_seeds():
+    table = summary(pd.concat([frame("bag", [0.8, 0.9]), frame("random", [0.5])]), ["miner"], ["score"])
+    assert table.loc["bag"].tolist() == [str(mean_interval([0.8, 0.9])), 2]
+
+
+def test_a_run_that_never_gets_there_is_not_dropped():
+    def history(key, miner, values):
+        points = [{"step": 10 * (i + 1), "training_seconds": i + 1.0, "recall@1": v} for i, v in enumerate(values)]
+        return pd.DataFrame(points).assign(key=key, miner=miner, form="set", loss="batch-hard")
+
+    records = pd.concat([
+        history("a", "random", [0.4, 0.6, 0.8]),
+        history("b", "bag", [0.7, 0.8, 0.9]),
+        history("c", "bag", [0.7, 0.7, 0.8]),
+        history("d", "bag", [0.1, 0.2, 0.3]),
+        history("e", "slow", [0.1, 0.2, 0.3]),
+    ])  # fmt: skip
+    runs = pd.DataFrame({"key": list("abcde")})
+    table = time_to_accuracy(runs, records).reset_index().set_index("miner")
+    assert table.loc["bag", ["step", "reached", "seeds"]].tolist() == [30, 2, 3]
+    assert np.isinf(table.loc["slow", "seconds"])
+    assert table.loc["random", "seconds"] == 3

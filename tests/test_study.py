@@ -1,0 +1,87 @@
+"""Sweeps, their tasks, and the report."""
+
+import subprocess
+import sys
+from dataclasses import asdict
+
+import nbformat
+import pytest
+from tqdm.auto import tqdm
+
+from bonlib import study
+from bonlib.paths import project_dir
+from bonlib.report import write_report
+from bonlib.runs import find_run, load_runs, save_run
+
+SWEEPS = sorted((project_dir() / "notebooks" / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_sweeps_differ_within_a_seed_in_the_method_alone(file):
+    configs = study.read_sweep(file)
+    assert len(configs) >= 4
+    assert {c.dataset for c in configs} == {"glyphs"}
+    assert len({c.steps for c in configs}) == len({c.batch_size for c in configs}) == 1  # the same budget for all
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("methods: [{minor: bag}]", "sets .'minor'"), ("methods: [{}, {}]", "a run twice")]
+)
+def test_a_wrong_sweep_is_refused(tmp_path, text, message):
+    (tmp_path / "s.yaml").write_text(f"seeds: [0]\n{text}\n")
+    with pytest.raises(ValueError, match=message):
+        study.read_sweep(tmp_path / "s.yaml")
+
+
+def test_finished_runs_are_skipped_and_failed_ones_are_not(folders):
+    configs = study.read_sweep(SWEEPS[0])
+    save_run(asdict(configs[0]), "trial", metrics={})
+    save_run(asdict(configs[1]), "trial", error="boom")
+    names = [task.config for task in study.run_tasks(configs, "trial", notebooks=False)]
+    assert names == [asdict(config) for config in configs[1:]]
+
+
+def test_a_failed_run_is_recorded_with_its_error_and_the_others_go_on(folders):
+    good = study.Task("good", [sys.executable, "-c", "pass"], 1, {"miner": "bag", "seed": 0}, "trial")
+    bad = study.Task(
+        "bad", [sys.executable, "-c", "raise SystemExit('no such font')"], 1, {"miner": "bag", "seed": 1}, "trial"
+    )
+    with tqdm(total=2, disable=True) as bar:
+        assert study.execute([bad, good], jobs=2, bar=bar, threads=1) == ["bad"]
+    assert load_runs("trial")["error"].tolist() == ["no such font"]
+    assert find_run({"miner": "bag", "seed": 1}, "trial") is None
+
+
+def test_runs_execute_without_notebooks(folders):
+    (config,) = [c for c in study.read_sweep(SWEEPS[0]) if c.miner == "bag" and c.form == "set" and c.seed == 0][:1]
+    (task,) = study.run_tasks([config], "trial", notebooks=False)
+    assert task.command[:3] == [sys.executable, "-m", "bonlib.experiment"]
+
+
+def test_unknown_parameters_are_an_error():
+    notebook = project_dir() / "notebooks" / "04_training.ipynb"
+    study.check_parameters(notebook, ["miner", "form", "steps", "bits", "device"])
+    with pytest.raises(ValueError, match=r"has no parameter .'minor'"):
+        study.check_parameters(notebook, ["minor"])
+
+
+def test_the_report_reads_offline_and_its_links_lead_to_pages(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_markdown_cell("# What is 1 < 2?\n\nTrue, by *counting*.\n\nNext: [two](02_two.ipynb)"),
+        nbformat.v4.new_code_cell("1 < 2", outputs=[nbformat.v4.new_output("execute_result", {"text/plain": "True"})]),
+    ])  # fmt: skip
+    (tmp_path / "in").mkdir()
+    nbformat.write(notebook, tmp_path / "in" / "01_one.ipynb")
+    index = write_report(tmp_path / "in", tmp_path / "out")
+    page = (tmp_path / "out" / "01_one.html").read_text()
+    assert "<script src=" not in page
+    assert "cdnjs" not in page
+    assert 'href="02_two.html"' in page
+    assert '<a href="01_one.html">What is 1 &lt; 2?</a>' in index.read_text()
+    assert "True, by counting." in index.read_text()
+
+
+def test_the_command_line_explains_itself():
+    done = subprocess.run([sys.executable, "-m", "bonlib.study", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--preset" in done.stdout

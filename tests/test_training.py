@@ -1,0 +1,151 @@
+"""The training loop on a toy problem: it learns, resumes bit for bit, and stops where it should."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from bonlib.bag import BagOfNegatives
+from bonlib.datasets.images import ImageSet
+from bonlib.losses import make_loss
+from bonlib.miners import make_miner
+from bonlib.sampling import Miner
+from bonlib.training import CollapseWarning, fit
+
+
+def toy(seed: int, classes: int = 40) -> ImageSet:
+    """Each class a random pattern, each image that pattern under noise."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(classes).repeat_interleave(6)
+    patterns = torch.randint(0, 200, (classes, 1, 4, 4), generator=generator)
+    images = patterns[labels] + torch.randint(0, 56, (len(labels), 1, 4, 4), generator=generator)
+    return ImageSet(images.to(torch.uint8), labels, [str(i) for i in range(classes)])
+
+
+def encoder(dropout: float = 0.2) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, 8))
+
+
+def train(steps, form="set", miner="bag", **options):
+    net, data = options.pop("net", None) or encoder(), toy(0)
+    sampler = make_miner(miner, data.labels, 8, form=form, batch_size=12, seed=1)
+    loss = make_loss({"set": "batch-hard", "triplet": "triplet", "pair": "contrastive"}[form], form)
+    torch.manual_seed(5)
+    return net, list(fit(net, data, sampler, loss, steps=steps, **options))
+
+
+@pytest.mark.parametrize("form", ["set", "triplet", "pair"])
+@pytest.mark.parametrize("miner", ["bag", "random"])
+def test_it_learns_unseen_classes_and_reports(form, miner):
+    _, steps = train(120, form, miner, validation=toy(1), evaluate_every=50, lr=5e-3)
+    assert [s.step for s in steps if s.metrics] == [50, 100, 120]
+    assert steps[-1].images == 120 * 12
+    assert steps[-1].metrics["map@r"] > 0.5
+    assert set(steps[0].seconds) == {"draw", "data", "compute", "hash", "evaluate"}
+    assert all(seconds >= 0 for step in steps for seconds in step.seconds.values())
+    assert all(0 <= step.active <= 1 for step in steps)
+
+
+@pytest.mark.parametrize("form", ["set", "triplet", "pair"])
+def test_a_resumed_run_comes_to_the_same_numbers_bit_for_bit(form, tmp_path):
+    whole, expected = train(60, form)
+    train(35, form, checkpoint=tmp_path / "run.pt")
+    torch.manual_seed(99)  # the checkpoint brings its own state of the global generator
+    resumed = encoder()
+    _, steps = train(60, form, net=resumed, checkpoint=tmp_path / "run.pt")
+    assert [s.step for s in steps] == list(range(36, 61))
+    assert [(s.loss, s.active) for s in steps] == [(s.loss, s.active) for s in expected[35:]]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_a_run_cut_off_between_checkpoints_resumes_from_the_last(tmp_path):
+    net, data = encoder(), toy(0)
+    bag = BagOfNegatives(data.labels, 8, batch_size=12, seed=1)
+    torch.manual_seed(5)
+    for step in fit(
+        net, data, bag, make_loss("batch-hard"), steps=60, checkpoint=tmp_path / "c.pt", checkpoint_every=20
+    ):
+        if step.step == 50:
+            break
+    _, steps = train(60, checkpoint=tmp_path / "c.pt")
+    assert steps[0].step == 41
+
+
+def test_a_finished_run_has_nothing_left(tmp_path):
+    train(10, checkpoint=tmp_path / "c.pt")
+    assert train(10, checkpoint=tmp_path / "c.pt")[1] == []
+
+
+def test_a_checkpoint_of_another_miner_is_refused_before_anything_changes(tmp_path):
+    train(10, checkpoint=tmp_path / "c.pt")
+    net = encoder()
+    before = [p.clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match="state has miner='BagOfNegatives'"):
+        train(20, miner="random", net=net, checkpoint=tmp_path / "c.pt")
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+class Rows(Dataset):
+    """The toy as a dataset that needs a loader."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return self.data[index]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataset_with_a_loader_trains_alike(workers):
+    data = toy(0)
+    results = []
+    for dataset in (data, Rows(data)):
+        net = encoder(dropout=0)
+        miner = Miner(data.labels, batch_size=12, seed=1)
+        results.append([s.loss for s in fit(net, dataset, miner, make_loss("batch-hard"), steps=30, workers=workers)])
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+def test_bfloat16_trains():
+    _, steps = train(30, precision="bfloat16")
+    assert torch.isfinite(torch.tensor([s.loss for s in steps])).all()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    net = encoder()
+    net[1].weight.data[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="loss is nan at step 1"):
+        train(5, net=net)
+
+
+def test_collapse_is_told():
+    net = encoder()
+    net[4].weight.data.zero_()
+    with pytest.warns(CollapseWarning, match="nearly alike at step 1"):
+        train(3, net=net, lr=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 1, "precision": "float16"}, "precision is 'float16'"),
+        ({"steps": 1, "evaluate_every": 5}, "validation is None"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        train(**options)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_it_trains_on_a_gpu(precision):
+    _, steps = train(120, device="cuda", precision=precision, validation=toy(1), evaluate_every=120, lr=5e-3)
+    assert steps[-1].metrics["map@r"] > 0.5
