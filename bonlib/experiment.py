@@ -41,7 +41,7 @@ class Config:
     steps: int = 2500
     lr: float = 1e-3
     schedule: Schedule = "constant"
-    evaluate_every: int | None = None  # steps; None: ten times in all
+    evaluate_every: int | None = None  # steps; None: ten times in all, at most every 50 steps
     precision: Precision = "float32"
     device: str = "cpu"
     seed: int = 0  # of initial weights and batches; the data set and its split have a seed of their own
@@ -50,7 +50,7 @@ class Config:
         if not self.loss:
             object.__setattr__(self, "loss", _USUAL_LOSS.get(self.form, ""))
         if self.evaluate_every is None:
-            object.__setattr__(self, "evaluate_every", max(self.steps // 10, 1))
+            object.__setattr__(self, "evaluate_every", max(self.steps // 10, 50))
 
 
 class Experiment:

@@ -117,7 +117,7 @@ def fit(
         value, active = loss(embeddings.float(), labels, miner.index_tuple)
         if not torch.isfinite(value):
             raise FloatingPointError(
-                f"The loss is {float(value)} at step {step}, the encoder is left as before it. Try a lower lr, "
+                f"The loss is {value.item()} at step {step}, the encoder is left as before it. Try a lower lr, "
                 "precision='float32', or look for broken images."
             )
         if schedule == "cosine":  # of the step alone, so that a resumed run needs no state for it
@@ -139,7 +139,7 @@ def fit(
         seconds["evaluate"] = _now(device) - began
         if file is not None and (step == steps or (checkpoint_every and step % checkpoint_every == 0)):
             _save(file, parts, step)
-        yield Step(step, float(value.detach()), active, step * len(indices), seconds, metrics)
+        yield Step(step, value.item(), active, step * len(indices), seconds, metrics)
 
 
 def _batches(

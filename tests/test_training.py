@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from bonlib.bag import BagOfNegatives
 from bonlib.datasets.images import ImageSet
 from bonlib.losses import make_loss
 from bonlib.miners import make_miner
@@ -28,12 +27,17 @@ def encoder(dropout: float = 0.2) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, 8))
 
 
-def train(steps, form="set", miner="bag", **options):
-    net, data = options.pop("net", None) or encoder(), toy(0)
+def begin(steps, form="set", miner="bag", *, net, **options):
+    data = toy(0)
     sampler = make_miner(miner, data.labels, 8, form=form, batch_size=12, seed=1)
     loss = make_loss({"set": "batch-hard", "triplet": "triplet", "pair": "contrastive"}[form], form)
+    return fit(net, data, sampler, loss, steps=steps, **options)
+
+
+def train(steps, form="set", miner="bag", **options):
+    net = options.pop("net", None) or encoder()
     torch.manual_seed(5)
-    return net, list(fit(net, data, sampler, loss, steps=steps, **options))
+    return net, list(begin(steps, form, miner, net=net, **options))
 
 
 @pytest.mark.parametrize("form", ["set", "triplet", "pair"])
@@ -48,13 +52,19 @@ def test_it_learns_unseen_classes_and_reports(form, miner):
     assert all(0 <= step.active <= 1 for step in steps)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
 @pytest.mark.parametrize("form", ["set", "triplet", "pair"])
-def test_a_resumed_run_comes_to_the_same_numbers_bit_for_bit(form, tmp_path):
-    whole, expected = train(60, form)
-    train(35, form, checkpoint=tmp_path / "run.pt")
+def test_a_resumed_run_comes_to_the_same_numbers_bit_for_bit(form, schedule, tmp_path):
+    whole, expected = train(60, form, schedule=schedule)
+    stopped, net = [], encoder()
+    torch.manual_seed(5)
+    for step in begin(60, form, net=net, schedule=schedule, checkpoint=tmp_path / "run.pt", checkpoint_every=35):
+        stopped.append(step)
+        if len(stopped) == 40:
+            break
     torch.manual_seed(99)  # the checkpoint brings its own state of the global generator
     resumed = encoder()
-    _, steps = train(60, form, net=resumed, checkpoint=tmp_path / "run.pt")
+    _, steps = train(60, form, net=resumed, schedule=schedule, checkpoint=tmp_path / "run.pt")
     assert [s.step for s in steps] == list(range(36, 61))
     assert [(s.loss, s.active) for s in steps] == [(s.loss, s.active) for s in expected[35:]]
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
@@ -62,12 +72,7 @@ def test_a_resumed_run_comes_to_the_same_numbers_bit_for_bit(form, tmp_path):
 
 
 def test_a_run_cut_off_between_checkpoints_resumes_from_the_last(tmp_path):
-    net, data = encoder(), toy(0)
-    bag = BagOfNegatives(data.labels, 8, batch_size=12, seed=1)
-    torch.manual_seed(5)
-    for step in fit(
-        net, data, bag, make_loss("batch-hard"), steps=60, checkpoint=tmp_path / "c.pt", checkpoint_every=20
-    ):
+    for step in begin(60, net=encoder(), checkpoint=tmp_path / "c.pt", checkpoint_every=20):
         if step.step == 50:
             break
     _, steps = train(60, checkpoint=tmp_path / "c.pt")
@@ -137,6 +142,7 @@ def test_collapse_is_told():
         ({"steps": 0}, "steps is 0"),
         ({"steps": 1, "precision": "float16"}, "precision is 'float16'"),
         ({"steps": 1, "evaluate_every": 5}, "validation is None"),
+        ({"steps": 1, "schedule": "linear"}, "schedule is 'linear'"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):
