@@ -34,9 +34,7 @@ def main(largest: int) -> None:
     generator = torch.Generator().manual_seed(0)
     batch = torch.nn.functional.normalize(torch.randn(BATCH, DIM, generator=generator), dim=1)
     first = None
-    print(
-        f"{'samples':>12} {'classes':>10} {'BoN ms':>8} {'ratio':>6} {'bytes/sample':>13} {'exact/BoN':>10} {'MPerClass/BoN':>14}"
-    )
+    print("     samples    classes   BoN ms  ratio  bytes/sample  exact/BoN  MPerClass/BoN")
     for count in [10**k for k in range(4, 9) if 10**k <= largest]:
         labels = np.arange(count) // PER_CLASS
         bag = BagOfNegatives(labels, DIM, batch_size=BATCH, steps=10**9, seed=0)

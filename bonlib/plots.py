@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -63,31 +64,32 @@ def zero_loss(shares: "pd.DataFrame") -> Figure:
     return figure
 
 
-def active_over_training(history: Mapping[str, "pd.DataFrame"]) -> Figure:
-    """Share of active tuples over training, one line a method: columns ``step``, ``active``, ``miner``, ``form``."""
+def active_over_training(history: "pd.DataFrame") -> Figure:
+    """Share of active tuples over training, one line a method: mean over seeds, the band from least to most.
+
+    Args:
+        history: as :func:`~bonlib.runs.load_history` gives it.
+    """
     figure, ax = plt.subplots(figsize=(6.4, 3.6))
-    for name, points in history.items():
-        first = points.iloc[0]
-        ax.plot(
-            points["step"], points["active"], color=MINER_COLOURS.get(first["miner"], MUTED),
-            linestyle=FORM_DASHES[first["form"]], marker="o", markersize=3, label=name,
-        )  # fmt: skip
+    for (miner, form, loss), points in history.groupby(["miner", "form", "loss"], sort=False):
+        name = method_name(str(miner), str(form), str(loss))
+        colour = MINER_COLOURS.get(str(miner), MUTED)
+        dash = FORM_DASHES[str(form)]
+        sns.lineplot(
+            points, x="step", y="active", color=colour, linestyle=dash, label=name, errorbar=("pi", 100), ax=ax
+        )
     ax.set(xlabel="step", ylabel="active triplets", ylim=(0, 1.02))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    ax.legend()
     return figure
 
 
-def distance_histogram(distances: Mapping[str, NDArray[Any]], margin: float | None = None) -> Figure:
-    """Distances from anchors to their negatives, one outline a name; the nearer the harder."""
+def distances_to_negatives(distances: Mapping[str, NDArray[Any]]) -> Figure:
+    """Densities of the distances from anchors to their negatives, one line a name; the nearer the harder."""
     figure, ax = plt.subplots(figsize=(6.4, 3.4))
-    colours = dict(zip(distances, (MINER_COLOURS["random"], MINER_COLOURS["bag"], INK), strict=False))
-    bins = np.linspace(0, max(float(values.max()) for values in distances.values()), 50).tolist()
-    for name, values in distances.items():
-        ax.hist(values, bins=bins, density=True, histtype="step", linewidth=1.8, color=colours[name], label=name)
-    if margin is not None:
-        ax.axvline(margin, color=MUTED, linestyle="--", label=f"{margin:.2f}: typical positive + margin")
-    ax.set(xlabel="distance to the negative", ylabel="density", yticks=[])
+    colours = (MINER_COLOURS["random"], MINER_COLOURS["bag"], INK)
+    for (name, values), colour, dash in zip(distances.items(), colours, ("-", "-", "--"), strict=False):
+        sns.kdeplot(x=values, color=colour, linestyle=dash, linewidth=2, cut=0, label=name, ax=ax)
+    ax.set(xlabel="distance to the negative", ylabel="density", yticks=[], xlim=(0, None))
     ax.legend()
     return figure
 
