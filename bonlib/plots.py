@@ -123,17 +123,11 @@ def bit_balance(shares: NDArray[np.float64]) -> Figure:
 
 
 def same_bucket(curves: Mapping[str, "pd.DataFrame"]) -> Figure:
-    """Probability of sharing a bucket against distance, one line a hash."""
+    """Probability of sharing a bucket against distance, one line a hash; it ends where no pair was seen to share one."""
     figure, ax = plt.subplots(figsize=(6.4, 3.6))
-    for (name, curve), colour in zip(curves.items(), (MINER_COLOURS["bag"], *ACCENTS), strict=False):
-        ax.plot(
-            curve["distance"],
-            curve["probability"].clip(lower=1e-5),
-            color=colour,
-            marker="o",
-            markersize=4,
-            label=name,
-        )
+    for (name, curve), colour, marker in zip(curves.items(), (MINER_COLOURS["bag"], *ACCENTS), "os^Dv", strict=False):
+        seen = curve[curve["probability"] > 0]
+        ax.plot(seen["distance"], seen["probability"], color=colour, marker=marker, markersize=4, label=name)
     ax.set(yscale="log", xlabel="distance of two embeddings", ylabel="probability of one bucket")
     ax.legend()
     return figure
@@ -178,23 +172,18 @@ def occupancy(sizes: NDArray[np.int64], classes: NDArray[np.int64]) -> Figure:
     return figure
 
 
-def embedding_map(points: NDArray[Any], bucket: NDArray[np.int64], highlighted: Sequence[int]) -> Figure:
-    """A two-dimensional map of embeddings with a few buckets highlighted."""
-    figure, ax = plt.subplots(figsize=(6.4, 5.2))
+def embedding_map(points: NDArray[Any], groups: Mapping[str, NDArray[np.bool_]]) -> Figure:
+    """A two-dimensional map of embeddings with a few groups, such as buckets, highlighted.
+
+    Args:
+        points: ``(n, 2)``.
+        groups: for each name which points to highlight, ``(n,)``.
+    """
+    figure, ax = plt.subplots(figsize=(6.6, 4.8))
     ax.scatter(*points.T, s=2, color="#D9D9D9", linewidths=0)
-    markers = "osD^vP*X<>"
     colours = (MINER_COLOURS["bag"], MINER_COLOURS["random"], *ACCENTS, INK)
-    for i, code in enumerate(highlighted):
-        here = points[bucket == code]
-        ax.scatter(
-            *here.T,
-            s=22,
-            marker=markers[i % 10],
-            color=colours[i % 7],
-            linewidths=0.3,
-            edgecolors="white",
-            label=f"{code:b}",
-        )
+    for (name, chosen), colour, marker in zip(groups.items(), colours, "osD^vP*", strict=False):
+        ax.scatter(*points[chosen].T, s=24, marker=marker, color=colour, linewidths=0.3, edgecolors="white", label=name)
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
     ax.grid(visible=False)
     ax.legend(title="bucket", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
