@@ -15,7 +15,7 @@ from bonlib.encoders import make_encoder
 from bonlib.evaluation import evaluate
 from bonlib.losses import make_loss
 from bonlib.miners import make_miner
-from bonlib.runs import save_run
+from bonlib.runs import provenance, save_run
 from bonlib.sampling import Form
 from bonlib.training import PARTS, Precision, Schedule, Step, fit
 
@@ -66,6 +66,7 @@ class Experiment:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.provenance = provenance()  # of the code as it was loaded, whatever is edited while it runs
         self.train = load_dataset(config.dataset, "train", **config.dataset_options)
         self.validation = load_dataset(config.dataset, "validation", **config.dataset_options)
         self.encoder = make_encoder(
@@ -118,6 +119,7 @@ class Experiment:
             seconds=self.seconds,
             peak_memory_gib=round(peak, 3),
             history=self.history,
+            provenance=self.provenance,
         )
 
 

@@ -103,7 +103,7 @@ class OnlineAutoencoder:
             raise ValueError(f"dim is {dim}; give the width of the embeddings, at least 1.")
         if not 1 <= bits <= MAX_BITS:
             raise ValueError(f"bits is {bits}; allowed are 1 to {MAX_BITS}.")
-        self.dim, self.bits, self.seed = dim, bits, seed
+        self.dim, self.bits = dim, bits
         generator = torch.Generator().manual_seed(seed)
         self._encoder = nn.Parameter(torch.randn(dim, bits, generator=generator) / dim**0.5)
         self._decoder = nn.Parameter(torch.randn(bits, dim, generator=generator) / bits**0.5)

@@ -123,7 +123,7 @@ def bit_balance(shares: NDArray[np.float64]) -> Figure:
 
 
 def same_bucket(curves: Mapping[str, "pd.DataFrame"]) -> Figure:
-    """Probability of sharing a bucket against distance, one line a hash; it ends where no pair was seen to share one."""
+    """Probability of sharing a bucket against distance, one line a hash; it ends where no pair did."""
     figure, ax = plt.subplots(figsize=(6.4, 3.6))
     for (name, curve), colour, marker in zip(curves.items(), (MINER_COLOURS["bag"], *ACCENTS), "os^Dv", strict=False):
         seen = curve[curve["probability"] > 0]

@@ -44,12 +44,13 @@ def save_run(config: Mapping[str, Any], sweep: str, **contents: Any) -> Path:
     Args:
         config: what the run was asked to do, plain values.
         sweep: folder below the results directory.
-        **contents: what came out, plain values: ``history``, ``metrics``, ``seconds`` …
+        **contents: what came out, plain values: ``history``, ``metrics``, ``seconds`` …; a ``provenance`` here
+            replaces that of this moment.
 
     Returns:
         The file written.
     """
-    record = {"key": config_key(config), "config": dict(config), **contents, "provenance": provenance()}
+    record = {"key": config_key(config), "config": dict(config), "provenance": provenance()} | contents
     path = run_path(config, sweep)
     text = json.dumps(_without_nan(record), indent=1, allow_nan=False)
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n"))
@@ -78,6 +79,7 @@ def load_runs(sweep: str) -> "pd.DataFrame":
     rows = []
     for record in _records(sweep):
         row = {"key": record["key"], **record["config"], "error": record.get("error")}
+        row["peak_memory_gib"] = record.get("peak_memory_gib")
         for part in ("metrics", "miner_stats", "seconds", "provenance"):
             row |= {f"{part}.{name}": value for name, value in record.get(part, {}).items()}
         rows.append(row)
@@ -99,7 +101,7 @@ def load_history(sweep: str) -> "pd.DataFrame":
 def provenance() -> dict[str, Any]:
     """Versions, hardware, commit and time of this moment."""
     return {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "bonlib")),
         "python": platform.python_version(),

@@ -88,7 +88,7 @@ class Miner:
             yield self._draw_batch().tolist()
 
     def set_epoch(self, epoch: int) -> None:
-        """Start a pass with randomness of its own, the same for the same ``seed`` and ``epoch``."""
+        """Begin a pass, with the generator seeded by ``seed`` and ``epoch``: for loops that number their epochs."""
         self._rng = np.random.default_rng([self.seed, epoch])
         self._drawn = self._resume = 0
 

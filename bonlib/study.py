@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from bonlib.datasets import load_dataset
 from bonlib.experiment import Config
 from bonlib.paths import project_dir, write_atomically
 from bonlib.report import write_report
@@ -79,7 +80,7 @@ def _run_task(config: Config, sweep: str, notebooks: bool) -> Task:
         command = _papermill(TRAINING_NOTEBOOK, output, chosen)
     else:
         command = [sys.executable, "-m", "bonlib.experiment", json.dumps(settings), sweep]
-    return Task(name, command, 30 + 0.1 * config.steps, settings, sweep)
+    return Task(name, command, 40 + 0.11 * config.steps, settings, sweep)
 
 
 def notebook_tasks(preset: str, parameters: dict[str, dict[str, Any]], *, fresh: bool) -> list[Task]:
@@ -88,9 +89,9 @@ def notebook_tasks(preset: str, parameters: dict[str, dict[str, Any]], *, fresh:
     for notebook in sorted((_root() / "notebooks").glob("[0-9]*.ipynb")):
         output = _build() / "notebooks" / preset / notebook.name
         key = _fingerprint(notebook, parameters.get(notebook.stem, {}))
-        if fresh or not output.exists() or _stamp(output).exists() is False or _stamp(output).read_text() != key:
+        if fresh or not output.exists() or not _stamp(output).exists() or _stamp(output).read_text() != key:
             command = _papermill(notebook.stem, output, parameters.get(notebook.stem, {}))
-            tasks.append(Task(notebook.stem, command, 45, output=output))
+            tasks.append(Task(notebook.stem, command, 60, output=output))
     return tasks
 
 
@@ -100,26 +101,36 @@ def execute(tasks: list[Task], *, jobs: int, bar: "tqdm[Any]", threads: int) -> 
     Returns:
         Names of the tasks that failed.
     """
-    stop = threading.Event()
-    failed = []
+    stop, failed, began_with = threading.Event(), [], bar.n
+    started: dict[str, float] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(_execute_one, task, threads, stop): task for task in tasks}
+        waiting = {pool.submit(_execute_one, task, threads, started, stop): task for task in tasks}
+        finished = 0.0
         try:
-            for future in as_completed(futures):
-                task, error = futures[future], future.result()
-                if error:
-                    failed.append(task.name)
-                    bar.write(f"{task.name} failed:\n{error}")
-                bar.update(task.weight)
-        except KeyboardInterrupt:
+            while waiting:
+                done, _ = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+                for future in done:
+                    task = waiting.pop(future)
+                    finished += task.weight
+                    if error := future.result():
+                        failed.append(task.name)
+                        bar.write(f"{task.name} failed:\n{error}")
+                # What runs counts by the clock, up to nearly its whole weight.
+                ages = [
+                    (task, time.monotonic() - started[task.name]) for task in waiting.values() if task.name in started
+                ]
+                running = sum(min(age, 0.95 * task.weight) for task, age in ages)
+                bar.update(max(began_with + finished + running - bar.n, 0))
+        except BaseException:
             stop.set()  # ends the processes; what is finished is kept
             pool.shutdown(cancel_futures=True)
             raise
     return failed
 
 
-def _execute_one(task: Task, threads: int, stop: threading.Event) -> str:
+def _execute_one(task: Task, threads: int, started: dict[str, float], stop: threading.Event) -> str:
     """Run one task to its end; returns the end of its error output, or nothing where it went well."""
+    started[task.name] = time.monotonic()
     # Small operations of two processes that share two cores slow each other 80-fold unless each keeps to its threads.
     environment = os.environ | {
         name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -231,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--jobs",
         type=int,
-        default=max((os.cpu_count() or 2) // 2, 1) if os.cpu_count() != 2 else 2,
+        default=min(os.cpu_count() or 1, 4),
         help="processes at once",
     )
     parser.add_argument("--fresh", action="store_true", help="do again what is already done")
@@ -256,14 +267,18 @@ def main(arguments: list[str] | None = None) -> int:
         # New records make the pages that read them stale.
         pages = notebook_tasks(options.preset, chosen, fresh=options.fresh or bool(runs))
     failed = []
-    with tqdm(total=round(sum(task.weight for task in runs + pages)), desc="study", smoothing=0,
-              bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left") as bar:  # fmt: skip
-        from bonlib.datasets import load_dataset
-
-        load_dataset("glyphs", "all")  # draws the data set once, before processes would each do it
+    load_dataset("glyphs", "all")  # draws the data set once, before processes would each do it
+    work = sum(task.weight for task in runs + pages)
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
+    with tqdm(total=work, desc="study", smoothing=0, bar_format=form) as bar:
         for name, tasks in (("training", runs), ("notebooks", pages)):
-            bar.set_description(name)
-            failed += execute(tasks, jobs=options.jobs, bar=bar, threads=threads)
+            bar.set_description_str(f"{len(tasks)} {name}")
+            try:
+                failed += execute(tasks, jobs=options.jobs, bar=bar, threads=threads)
+            except KeyboardInterrupt:
+                print("Stopped. What is finished is kept; the same command goes on from here.", file=sys.stderr)
+                return 130
+        bar.update(work - bar.n)
     print(f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes: {len(runs)} runs, {len(pages)} notebooks.")
     if not (options.no_notebooks or options.sweep):
         index = write_report(_build() / "notebooks" / options.preset, _build() / "report")
