@@ -27,8 +27,8 @@ Split = Literal["train", "validation", "test", "all"]
 SPLITS: dict[str, float] = {"train": 0.5, "validation": 0.1, "test": 0.4}  # shares of the identities
 SIZE = 32  # side of an image, pixels
 _CANVAS, _EM, _BASELINE = 48, 36, 36  # of the drawing that images are distorted from
-_VERSION = 6  # raise it when the same options would draw other images
-_MAX_ROTATION, _MAX_SHEAR, _SCALES, _MAX_SHIFT = np.deg2rad(30), 0.5, (0.8, 1.2), 0.12
+_VERSION = 7  # raise it when the same options would draw other images
+_MAX_ROTATION, _MAX_SHEAR, _SCALES, _MAX_SHIFT = np.deg2rad(35), 0.6, (0.9, 1.1), 0.04
 
 _SLANTED = ("", "-Bold", "-Oblique", "-BoldOblique")
 _DEJAVU = [f"DejaVu{family}{style}.ttf" for family in ("Sans", "SansMono") for style in _SLANTED]
