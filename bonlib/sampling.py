@@ -187,7 +187,7 @@ class Miner:
             raise ValueError(f"indices has shape {array.shape} and dtype {array.dtype}; give a 1-D array of integers.")
         if len(array) != length:
             raise ValueError(f"indices has length {len(array)} and embeddings {length}; give one row for each index.")
-        if not (array.min() >= 0 and array.max() < self.num_samples):
+        if array.size and not (array.min() >= 0 and array.max() < self.num_samples):
             raise ValueError(
                 f"indices holds values from {array.min()} to {array.max()}; allowed are 0 to {self.num_samples - 1}, "
                 "positions in the labels that the miner was made with."

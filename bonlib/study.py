@@ -135,6 +135,8 @@ def _execute_one(task: Task, threads: int, started: dict[str, float], stop: thre
     environment = os.environ | {
         name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     }
+    if task.config is not None:  # a run's own figures stay with its notebook
+        environment["BONLIB_FIGURES"] = str(_build() / "runs" / task.sweep / task.name)
     if task.output is not None:
         task.output.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(

@@ -84,7 +84,7 @@ def fit(
 
     Raises:
         ValueError: if an argument is out of its range.
-        FloatingPointError: if the loss is NaN or infinite; the encoder is left as it was before that step.
+        FloatingPointError: if the loss is NaN or infinite; the weights are then as before that step.
 
     Warns:
         CollapseWarning: once, when all embeddings of a batch are nearly alike.
@@ -117,7 +117,7 @@ def fit(
         value, active = loss(embeddings.float(), labels, miner.index_tuple)
         if not torch.isfinite(value):
             raise FloatingPointError(
-                f"The loss is {value.item()} at step {step}, the encoder is left as before it. Try a lower lr, "
+                f"The loss is {value.item()} at step {step}; the weights are as before it. Try a lower lr, "
                 "precision='float32', or look for broken images."
             )
         if schedule == "cosine":  # of the step alone, so that a resumed run needs no state for it
