@@ -20,8 +20,8 @@ class Interval(NamedTuple):
     seeds: int
 
     def __str__(self) -> str:
-        """Mean and half width in units of the last digits shown."""
-        return f"{self.mean:.3f} ± {(self.high - self.low) / 2:.3f}"
+        """Mean and half width of the interval; of one seed the value alone."""
+        return f"{self.mean:.3f}" + (f" ± {(self.high - self.low) / 2:.3f}" if self.seeds > 1 else "")
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:

@@ -224,9 +224,8 @@ def results_lines(sweep: str) -> Iterator[str]:
         return
     for name, group in runs.groupby(["miner", "form", "loss"]):
         miner, form, loss = map(str, tuple(name))  # pyright: ignore[reportArgumentType]
-        mean, low, high, count = mean_interval(group["metrics.recall@1"].dropna().tolist())
-        interval = f" ± {(high - low) / 2:.3f}" if count > 1 else ""
-        yield f"  {method_name(miner, form, loss):34} R@1 {mean:.3f}{interval}  ({count} seed{'s' * (count > 1)})"
+        score = mean_interval(group["metrics.recall@1"].dropna().tolist())
+        yield f"  {method_name(miner, form, loss):34} R@1 {score}  ({score.seeds} seed{'s' * (score.seeds > 1)})"
 
 
 def main(arguments: list[str] | None = None) -> int:

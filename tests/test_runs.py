@@ -95,6 +95,7 @@ def test_intervals_equal_those_of_scipy():
     mean, low, high, seeds = mean_interval(values)
     assert (mean, low, high, seeds) == pytest.approx((np.mean(values), expected.low, expected.high, 4))
     assert np.isnan(mean_interval([0.5]).low)
+    assert str(mean_interval([0.5])) == "0.500"
 
 
 def frame(miner, scores, form="set"):
