@@ -222,9 +222,10 @@ def results_lines(sweep: str) -> Iterator[str]:
     runs = load_runs(sweep)
     if "metrics.recall@1" not in runs:
         return
+    runs = runs.dropna(subset=["metrics.recall@1"])  # a failed run has none
     for name, group in runs.groupby(["miner", "form", "loss"]):
         miner, form, loss = map(str, tuple(name))  # pyright: ignore[reportArgumentType]
-        score = mean_interval(group["metrics.recall@1"].dropna().tolist())
+        score = mean_interval(group["metrics.recall@1"].tolist())
         yield f"  {method_name(miner, form, loss):34} R@1 {score}  ({score.seeds} seed{'s' * (score.seeds > 1)})"
 
 
