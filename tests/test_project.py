@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from papermill import inspect_notebook
 
@@ -76,7 +77,6 @@ def test_the_package_alone_imports_nothing_of_the_study():
         "pytorch_metric_learning",
         "papermill",
         "torchvision",
-        "tqdm",
         "PIL",
     }
     assert not study & set(done.stdout.split())
@@ -141,3 +141,22 @@ def test_links_between_notebooks_lead_somewhere(path):
     for cell in cells(path, "markdown"):
         for target in re.findall(r"\]\((?!http)([^)]+)\)", "".join(cell["source"])):
             assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("form", ["set", "triplet", "pair"])
+def test_the_loop_in_the_readme_runs(form):
+    from pytorch_metric_learning.losses import ContrastiveLoss, TripletMarginLoss
+
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    size = {"set": 128, "triplet": 129, "pair": 128}[form]
+    encoder = torch.nn.Linear(10, 64)
+    scope = {
+        "labels": torch.arange(60).repeat_interleave(8),
+        "images": torch.rand(480, 10, generator=torch.Generator().manual_seed(0)),
+        "encoder": encoder,
+        "loss_fn": ContrastiveLoss() if form == "pair" else TripletMarginLoss(),
+        "optimizer": torch.optim.Adam(encoder.parameters()),
+    }
+    exec(code.replace('form="set", batch_size=128', f'form="{form}", batch_size={size}'), scope)
+    assert scope["bag"].form == form
+    assert scope["bag"].stats()["filled"] > 0.4
