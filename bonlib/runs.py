@@ -87,14 +87,16 @@ def load_runs(sweep: str) -> "pd.DataFrame":
 
 
 def load_history(sweep: str) -> "pd.DataFrame":
-    """What the runs of a sweep measured on the way, one evaluation a row, with the config of the run."""
+    """What the runs of a sweep measured on the way, one evaluation a row, with the config of the run.
+
+    ``loss`` is the config's, its name; the mean loss of the steps since the last evaluation is ``mean_loss``.
+    """
     import pandas as pd
 
-    rows = [
-        record["config"] | {"key": record["key"]} | point
-        for record in _records(sweep)
-        for point in record.get("history", [])
-    ]
+    rows = []
+    for record in _records(sweep):
+        for point in record.get("history", []):
+            rows.append(point | {"mean_loss": point.get("loss"), "key": record["key"]} | record["config"])
     return pd.DataFrame(rows)
 
 

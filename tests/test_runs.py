@@ -59,6 +59,8 @@ def test_an_experiment_writes_what_load_runs_reads(folders):
     assert run["provenance.processor"]
     assert run["seconds.compute"] == pytest.approx(experiment.seconds["compute"])
     assert history["step"].tolist() == [2, 4]
+    assert history["loss"].tolist() == ["batch-hard"] * 2
+    assert history["mean_loss"].tolist() == [point["loss"] for point in experiment.history]
     assert history["images"].tolist() == [48, 96]
     assert history["training_seconds"].is_monotonic_increasing
 
