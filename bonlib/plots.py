@@ -60,7 +60,7 @@ def zero_loss(shares: "pd.DataFrame") -> Figure:
         ylabel="triplets with zero loss",
     )
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    ax.legend(loc="center left", bbox_to_anchor=(0, 0.62), fontsize=9)
+    ax.legend(loc="center right", bbox_to_anchor=(1, 0.66), fontsize=9)
     return figure
 
 
