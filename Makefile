@@ -28,7 +28,7 @@ test: $(VENV)/.ready
 	$(RUN) ruff check --quiet .
 	$(RUN) pyright
 	$(RUN) pytest -q -n $(JOBS) tests bonlib
-	BONLIB_FIGURES=build/figures OMP_NUM_THREADS=1 $(RUN) pytest -q -n $(JOBS) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout 120 notebooks
+	BONLIB_FIGURES=$(CURDIR)/build/figures OMP_NUM_THREADS=1 $(RUN) pytest -q -n $(JOBS) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout 120 notebooks
 
 lab: $(VENV)/.ready
 	cd notebooks && ../$(RUN) jupyterlab
