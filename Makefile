@@ -38,7 +38,7 @@ notebooks: $(VENV)/.ready
 	$(MAKE) format
 
 format: $(VENV)/.ready
-	$(RUN) nbstripout --keep-output --keep-count --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution metadata.language_info metadata.kernelspec.display_name" notebooks/[0-9]*.ipynb
+	$(RUN) nbstripout --keep-output --keep-count --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution metadata.language_info" notebooks/[0-9]*.ipynb
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
 

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 import yaml
@@ -112,6 +113,7 @@ def cells(path: Path, kind: str) -> list[dict]:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_are_as_the_house_asks(path):
+    nbformat.validate(nbformat.read(path, as_version=4))
     code = cells(path, "code")
     assert path.stat().st_size < 1_000_000
     assert cells(path, "markdown")[0]["source"][0].startswith("# ")
