@@ -37,6 +37,7 @@ class Task:
     config: dict[str, Any] | None = None  # of a run
     sweep: str = ""
     output: Path | None = None  # of a notebook
+    key: str = ""  # of what the notebook is made from, written beside the output when it is done
 
 
 def read_sweep(file: Path) -> list[Config]:
@@ -88,10 +89,10 @@ def notebook_tasks(preset: str, parameters: dict[str, dict[str, Any]], *, fresh:
     tasks = []
     for notebook in sorted((_root() / "notebooks").glob("[0-9]*.ipynb")):
         output = _build() / "notebooks" / preset / notebook.name
-        key = _fingerprint(notebook, parameters.get(notebook.stem, {}))
-        if fresh or not output.exists() or not _stamp(output).exists() or _stamp(output).read_text() != key:
-            command = _papermill(notebook.stem, output, parameters.get(notebook.stem, {}))
-            tasks.append(Task(notebook.stem, command, 60, output=output))
+        chosen = parameters.get(notebook.stem, {})
+        key, stamp = _fingerprint(notebook, chosen), _stamp(output)
+        if fresh or not output.exists() or not stamp.exists() or stamp.read_text() != key:
+            tasks.append(Task(notebook.stem, _papermill(notebook.stem, output, chosen), 60, output=output, key=key))
     return tasks
 
 
@@ -151,7 +152,7 @@ def _execute_one(task: Task, threads: int, started: dict[str, float], stop: thre
                 process.terminate()
     if process.returncode == 0:
         if task.output is not None:
-            write_atomically(_stamp(task.output), lambda path: path.write_text(_fingerprint_of(task)))
+            write_atomically(_stamp(task.output), lambda path: path.write_text(task.key))
         return ""
     error = "\n".join(errors.strip().splitlines()[-15:])
     if task.config is not None and not stop.is_set():
@@ -187,15 +188,6 @@ def _fingerprint(notebook: Path, parameters: dict[str, Any]) -> str:
     cells = [cell["source"] for cell in json.loads(notebook.read_text())["cells"]]
     package = [path.read_text() for path in sorted((_root() / "bonlib").rglob("*.py"))]
     return hashlib.sha256(json.dumps([cells, parameters, package]).encode()).hexdigest()
-
-
-def _fingerprint_of(task: Task) -> str:
-    parameters: dict[str, Any] = {}
-    if "-y" in task.command:
-        import yaml
-
-        parameters = yaml.safe_load(task.command[task.command.index("-y") + 1])
-    return _fingerprint(_root() / "notebooks" / f"{task.name}.ipynb", parameters)
 
 
 def _stamp(output: Path) -> Path:
