@@ -47,6 +47,7 @@ class BagOfNegatives(Miner):
         batch_size: indices in a batch: a multiple of ``per_class``, 3 or 4 by form.
         per_class: samples of each class in a set; smaller classes are drawn with replacement.
         bags: buckets that the classes of a set come from.
+        random_share: share of the classes of a set, or of the negatives, that are drawn at random instead: 0 to 1.
         bits: length of the code, 1 to 24; by default so that a bucket of the filled table holds some 15 to 30 samples.
         hasher: another hash with the methods of :class:`~bonlib.hashing.OnlineAutoencoder`; brings its own ``bits``.
         steps: batches that one iteration yields; by default one pass, ``num_samples // batch_size``.
@@ -78,6 +79,7 @@ class BagOfNegatives(Miner):
         batch_size: int = 128,
         per_class: int = 4,
         bags: int = 1,
+        random_share: float = 0.0,
         bits: int | None = None,
         hasher: Hasher | None = None,
         steps: int | None = None,
@@ -86,6 +88,8 @@ class BagOfNegatives(Miner):
         super().__init__(labels, form=form, batch_size=batch_size, per_class=per_class, steps=steps, seed=seed)
         if form == "set" and not 1 <= bags <= batch_size // per_class:
             raise ValueError(f"bags is {bags}; allowed are 1 to {batch_size // per_class}, the classes of a batch.")
+        if not 0 <= random_share <= 1:
+            raise ValueError(f"random_share is {random_share}; allowed are 0 to 1.")
         if hasher is None:
             hasher = OnlineAutoencoder(dim, default_bits(self.num_samples) if bits is None else bits, seed=seed)
         elif hasher.dim != dim or bits not in (None, hasher.bits):
@@ -93,7 +97,7 @@ class BagOfNegatives(Miner):
                 f"hasher has dim={hasher.dim} and bits={hasher.bits}, the bag was given dim={dim} and bits={bits}; "
                 "give the same, or leave bits out."
             )
-        self.dim, self.bags, self.hasher = dim, bags, hasher
+        self.dim, self.bags, self.random_share, self.hasher = dim, bags, random_share, hasher
         self.table = BucketTable(self.num_samples, hasher.bits)
         # For each sample its bits, the least certain (nearest hyperplane) first: the order of probing.
         self._flips = np.zeros((self.num_samples, hasher.bits), dtype=np.uint8)
@@ -203,23 +207,27 @@ class BagOfNegatives(Miner):
         self._churn, self._error = state["churn"], state["error"]
 
     def _config(self) -> dict[str, Any]:
-        return super()._config() | {"dim": self.dim, "bits": self.bits, "bags": self.bags}
+        own = {name: getattr(self, name) for name in ("dim", "bits", "bags", "random_share")}
+        return super()._config() | own
 
     def draw_seeds(self, num_classes: int) -> Ids:
         """One sample each of ``num_classes`` classes, from the buckets of ``bags`` anchors and those near them."""
         self._sets += 1
         return _seeds(
-            self.draw_anchors(self.bags), num_classes, self._sets, self._mark, self.class_of, *self.table.arrays,
+            self.draw_anchors(self.bags), num_classes, round((1 - self.random_share) * num_classes), self._sets, self._mark, self.class_of, *self.table.arrays,
             self._flips, self._class_stream, self._position,
             self._first, self._count, self._order, self._cursor, self._rng, self._tally,
         )  # fmt: skip
 
     def draw_negatives(self, anchors: Ids) -> Ids:
         """A sample of each anchor's bag, or of the fall-backs: ``(n,)`` to ``(n,)``."""
-        return _negatives(
+        drawn = _negatives(
             anchors, self.class_of, *self.table.arrays, self._flips,
             self._first, self._count, self._order, self._rng, self._tally,
         )  # fmt: skip
+        if self.random_share:
+            drawn = np.where(self._rng.random(len(anchors)) < self.random_share, super().draw_negatives(anchors), drawn)
+        return drawn
 
 
 def default_bits(num_samples: int) -> int:
@@ -307,7 +315,7 @@ def _take(bucket, seeds, found, wanted, stamp, mark, class_of, start, size, pool
 
 @njit(cache=True)
 def _seeds(
-    anchors, num_classes, stamp, mark, class_of, code_of, start, size, pool, flips, class_stream, position,
+    anchors, num_classes, from_bags, stamp, mark, class_of, code_of, start, size, pool, flips, class_stream, position,
     first, count, order, cursor, rng, tally,
 ):  # fmt: skip  # pragma: no cover
     seeds = np.empty(num_classes, dtype=np.int64)
@@ -315,8 +323,8 @@ def _seeds(
     for g in range(len(anchors)):
         anchor = anchors[g]
         code, near = code_of[anchor], flips[anchor]
-        wanted = num_classes * (g + 1) // len(anchors)
-        if mark[class_of[anchor]] != stamp:
+        wanted = from_bags * (g + 1) // len(anchors)
+        if found < wanted and mark[class_of[anchor]] != stamp:
             mark[class_of[anchor]] = stamp
             seeds[found] = anchor
             found += 1
@@ -340,6 +348,8 @@ def _seeds(
                     found = _take(other, seeds, found, wanted, stamp, mark, class_of, start, size, pool, rng)
             tally[_HAMMING2] += found - before
         tally[_RANDOM if code != UNSEEN else _UNSEEN] += wanted - found
+        if g == len(anchors) - 1:
+            wanted = num_classes  # the share that is to be random
         while found < wanted:
             c = _next_in_stream(class_stream, position, 1, rng)
             if mark[c] != stamp:

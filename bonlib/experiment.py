@@ -26,8 +26,11 @@ _USUAL_LOSS = {"set": "batch-hard", "triplet": "triplet", "pair": "contrastive"}
 class Config:
     """All that decides what a run does. Two runs that differ only in ``miner`` differ in nothing but the batches."""
 
+    name: str = ""  # of the method in tables and figures; empty: made of miner, form and loss
     dataset: str = "glyphs"
     dataset_options: dict[str, Any] = field(default_factory=dict)  # of the data set's class, such as draws
+    identities: int | None = None  # train on so many, drawn with the seed; None: all
+    label_noise: float = 0.0  # share of the training images that bear a wrong label, drawn with the seed
     encoder: str = "small"
     dim: int = 64  # width of the embeddings
     miner: str = "bag"
@@ -36,6 +39,8 @@ class Config:
     form: Form = "set"
     loss: str = ""  # empty: the usual one of the form
     margin: float | None = None  # None: the usual one of the loss
+    loss_options: dict[str, Any] = field(default_factory=dict)  # of the loss, such as memory_size
+    loss_lr: float | None = None  # of the loss's own parameters, such as proxies; None: as the encoder's
     batch_size: int = 132  # 33×4, 44×3: one size for all forms, so that all see the same number of images
     per_class: int = 4  # in sets
     steps: int = 2500
@@ -44,6 +49,7 @@ class Config:
     evaluate_every: int | None = None  # steps; None: ten times in all, at most every 50 steps
     precision: Precision = "float32"
     device: str = "cpu"
+    test: bool = True  # whether to evaluate on the test classes in the end; choices are made without
     seed: int = 0  # of initial weights and batches; the data set and its split have a seed of their own
 
     def __post_init__(self) -> None:
@@ -68,6 +74,10 @@ class Experiment:
         self.config = config
         self.provenance = provenance()  # of the code as it was loaded, whatever is edited while it runs
         self.train = load_dataset(config.dataset, "train", **config.dataset_options)
+        if config.identities is not None:
+            self.train = self.train.with_identities(config.identities, seed=config.seed)
+        if config.label_noise:
+            self.train = self.train.with_label_noise(config.label_noise, seed=config.seed)
         self.validation = load_dataset(config.dataset, "validation", **config.dataset_options)
         self.encoder = make_encoder(
             config.encoder, dim=config.dim, in_channels=self.train.images.shape[1], seed=config.seed
@@ -107,14 +117,17 @@ class Experiment:
             yield step
 
     def save(self, sweep: str) -> Path:
-        """Evaluate on the test classes and write the record into the folder ``sweep``; returns the file."""
-        test = load_dataset(self.config.dataset, "test", **self.config.dataset_options)
+        """Evaluate on the test classes, if asked to, and write the record into the folder ``sweep``; returns the file."""
+        metrics = {}
+        if self.config.test:
+            test = load_dataset(self.config.dataset, "test", **self.config.dataset_options)
+            metrics = evaluate(self.encoder, test, device=self.config.device)
         # Linux counts the peak in KiB, macOS in bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
         return save_run(
             asdict(self.config),
             sweep,
-            metrics=evaluate(self.encoder, test, device=self.config.device),
+            metrics=metrics,
             miner_stats=self.miner.stats(),
             seconds=self.seconds,
             peak_memory_gib=round(peak, 3),

@@ -1,7 +1,7 @@
 """A dataset of labelled images in memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -45,6 +45,38 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """Images ``(batch, channels, height, width)`` float32 in 0 to 1, and labels ``(batch,)``."""
         chosen = torch.as_tensor(indices)
         return self.images[chosen].float() / 255, self.labels[chosen]
+
+    def with_identities(self, count: int, *, seed: int = 0) -> "ImageSet":
+        """Only the images of ``count`` identities, drawn with ``seed``; the labels are numbered anew.
+
+        Raises:
+            ValueError: if there are not so many identities.
+        """
+        if not 2 <= count <= self.num_classes:
+            raise ValueError(f"count is {count}; allowed are 2 to {self.num_classes}, the identities of this set.")
+        chosen = np.sort(np.random.default_rng(seed).permutation(self.num_classes)[:count])
+        kept = torch.isin(self.labels, torch.from_numpy(chosen))
+        return ImageSet(
+            self.images[kept],
+            torch.searchsorted(torch.from_numpy(chosen), self.labels[kept]),
+            [self.class_names[i] for i in chosen],
+            {name: values[kept.numpy()] for name, values in self.attributes.items()},
+        )
+
+    def with_label_noise(self, share: float, *, seed: int = 0) -> "ImageSet":
+        """The same images, of which a ``share`` drawn with ``seed`` bears the label of another identity.
+
+        Raises:
+            ValueError: if the share is not in 0 to 1.
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"share is {share}; allowed are 0 to 1.")
+        rng = np.random.default_rng(seed)
+        wrong = torch.from_numpy(rng.permutation(len(self))[: round(share * len(self))])
+        labels = self.labels.clone()
+        shifts = torch.from_numpy(rng.integers(1, self.num_classes, len(wrong)))  # never by nothing
+        labels[wrong] = (labels[wrong] + shifts) % self.num_classes
+        return replace(self, labels=labels)
 
     def of_class(self, name: str) -> NDArray[np.uint8]:
         """All images of the class of that name, ``(images, channels, height, width)`` uint8.
