@@ -10,7 +10,7 @@ from numba import njit
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.hashing import Hasher, OnlineAutoencoder, check_embeddings, pack
+from bonlib.hashing import Hasher, make_hasher, pack
 from bonlib.sampling import Form, Ids, Miner, _next_in_class, _next_in_stream, _random_negative
 from bonlib.table import MAX_BITS, UNSEEN, BucketTable
 
@@ -49,9 +49,10 @@ class BagOfNegatives(Miner):
         bags: buckets that the classes of a set come from.
         random_share: share of the classes of a set, or of the negatives, that are drawn at random instead: 0 to 1.
         bits: length of the code, 1 to 24; by default so that a bucket of the filled table holds some 15 to 30 samples.
-        hasher: another hash with the methods of :class:`~bonlib.hashing.OnlineAutoencoder`; brings its own ``bits``.
+        hasher: name of a hash (:func:`~bonlib.hashing.list_hashers`), or an object with the methods of
+            :class:`~bonlib.hashing.OnlineAutoencoder`, which brings its own ``bits``.
         steps: batches that one iteration yields; by default one pass, ``num_samples // batch_size``.
-        seed: seed of the bag's own generator and of the autoencoder's weights.
+        seed: seed of the bag's own generator and of the hash.
 
     Raises:
         ValueError: if an argument is out of its range; the message says what is allowed.
@@ -81,23 +82,23 @@ class BagOfNegatives(Miner):
         bags: int = 1,
         random_share: float = 0.0,
         bits: int | None = None,
-        hasher: Hasher | None = None,
+        hasher: Hasher | str = "autoencoder",
         steps: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(labels, form=form, batch_size=batch_size, per_class=per_class, steps=steps, seed=seed)
+        super().__init__(labels, dim, form=form, batch_size=batch_size, per_class=per_class, steps=steps, seed=seed)
         if form == "set" and not 1 <= bags <= batch_size // per_class:
             raise ValueError(f"bags is {bags}; allowed are 1 to {batch_size // per_class}, the classes of a batch.")
         if not 0 <= random_share <= 1:
             raise ValueError(f"random_share is {random_share}; allowed are 0 to 1.")
-        if hasher is None:
-            hasher = OnlineAutoencoder(dim, default_bits(self.num_samples) if bits is None else bits, seed=seed)
+        if isinstance(hasher, str):
+            hasher = make_hasher(hasher, dim, default_bits(self.num_samples) if bits is None else bits, seed=seed)
         elif hasher.dim != dim or bits not in (None, hasher.bits):
             raise ValueError(
                 f"hasher has dim={hasher.dim} and bits={hasher.bits}, the bag was given dim={dim} and bits={bits}; "
                 "give the same, or leave bits out."
             )
-        self.dim, self.bags, self.random_share, self.hasher = dim, bags, random_share, hasher
+        self.bags, self.random_share, self.hasher = bags, random_share, hasher
         self.table = BucketTable(self.num_samples, hasher.bits)
         # For each sample its bits, the least certain (nearest hyperplane) first: the order of probing.
         self._flips = np.zeros((self.num_samples, hasher.bits), dtype=np.uint8)
@@ -122,17 +123,19 @@ class BagOfNegatives(Miner):
             ValueError: if indices are out of range or of another length than the embeddings, or the embeddings of
                 another width or not finite; table, autoencoder and generator are then as before.
         """
-        embeddings = check_embeddings(embeddings, self.dim)
-        ids = self._checked_indices(indices, len(embeddings))
+        ids, embeddings = self._checked_update(indices, embeddings)
         self._error = self.hasher.partial_fit(embeddings)
-        projections = self.hasher.project(embeddings)  # (batch, bits)
-        codes = pack(projections > 0).cpu().numpy()
         before = self.table.codes(ids)
-        self.table.move(ids, codes)
-        self._flips[ids] = projections.abs().argsort(dim=1).to(torch.uint8).cpu().numpy()
+        self._correct(ids, embeddings)
         if (seen := before != UNSEEN).any():
-            churn = float((before != codes)[seen].mean())
+            churn = float((before != self.table.codes(ids))[seen].mean())
             self._churn = churn if np.isnan(self._churn) else 0.98 * self._churn + 0.02 * churn
+
+    def _correct(self, ids: Ids, embeddings: Tensor) -> None:
+        """Give samples the codes of their embeddings."""
+        projections = self.hasher.project(embeddings)  # (batch, bits)
+        self.table.move(ids, pack(projections > 0).cpu().numpy())
+        self._flips[ids] = projections.abs().argsort(dim=1).to(torch.uint8).cpu().numpy()
 
     def negatives(self, i: int, k: int | None = None) -> Ids:
         """The bag of sample ``i``: dataset indices of the samples of other classes in its bucket.
@@ -207,15 +210,16 @@ class BagOfNegatives(Miner):
         self._churn, self._error = state["churn"], state["error"]
 
     def _config(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("dim", "bits", "bags", "random_share")}
+        own = {name: getattr(self, name) for name in ("bits", "bags", "random_share")}
         return super()._config() | own
 
     def draw_seeds(self, num_classes: int) -> Ids:
         """One sample each of ``num_classes`` classes, from the buckets of ``bags`` anchors and those near them."""
         self._sets += 1
+        from_bags = round((1 - self.random_share) * num_classes)
         return _seeds(
-            self.draw_anchors(self.bags), num_classes, round((1 - self.random_share) * num_classes), self._sets, self._mark, self.class_of, *self.table.arrays,
-            self._flips, self._class_stream, self._position,
+            self.draw_anchors(self.bags), num_classes, from_bags, self._sets, self._mark,
+            self.class_of, *self.table.arrays, self._flips, self._class_stream, self._position,
             self._first, self._count, self._order, self._cursor, self._rng, self._tally,
         )  # fmt: skip
 

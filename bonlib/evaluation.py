@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from bonlib.bag import BagOfNegatives
 
@@ -16,15 +17,17 @@ def embed(
     encoder: nn.Module,
     dataset: Dataset[Any],
     *,
+    indices: NDArray[np.int64] | None = None,
     batch_size: int = 512,
     device: str | torch.device = "cpu",
     workers: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings and labels of a whole data set, in evaluation mode; the encoder's mode is restored.
+    """Embeddings and labels of a whole data set, or of some samples, in evaluation mode; the mode is restored.
 
     Args:
         encoder: images ``(batch, …)`` to embeddings ``(batch, dim)``.
         dataset: an :class:`~bonlib.datasets.images.ImageSet`, or a map-style dataset of ``(image, label)``.
+        indices: ``(num_samples,)`` positions in the data set; by default all.
         batch_size: images at once.
         device: where the encoder is.
         workers: processes that load, for a dataset that is not in memory.
@@ -33,10 +36,12 @@ def embed(
         Embeddings ``(num_samples, dim)`` float32 and labels ``(num_samples,)`` int64, on the CPU.
     """
     if hasattr(dataset, "batch"):
-        parts = torch.arange(len(dataset)).split(batch_size)  # pyright: ignore[reportArgumentType]
+        chosen = torch.arange(len(dataset)) if indices is None else torch.as_tensor(indices)  # pyright: ignore[reportArgumentType]
+        parts = chosen.split(batch_size)
         batches = (dataset.batch(part) for part in parts)  # pyright: ignore[reportAttributeAccessIssue]
     else:
-        batches = DataLoader(dataset, batch_size, num_workers=workers)
+        chosen = dataset if indices is None else Subset(dataset, indices.tolist())
+        batches = DataLoader(chosen, batch_size, num_workers=workers)
     training = encoder.training
     encoder.eval()
     try:

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from bonlib.bag import default_bits
 from bonlib.datasets import load_dataset
 from bonlib.encoders import make_encoder
 from bonlib.evaluation import evaluate
+from bonlib.hashing import make_hasher
 from bonlib.losses import make_loss
 from bonlib.miners import make_miner
 from bonlib.runs import provenance, save_run
@@ -35,7 +37,9 @@ class Config:
     dim: int = 64  # width of the embeddings
     miner: str = "bag"
     bits: int | None = None  # of the code; None: by the number of samples
-    miner_options: dict[str, Any] = field(default_factory=dict)  # of the miner's class, such as bags
+    miner_options: dict[str, Any] = field(
+        default_factory=dict
+    )  # of the miner's class, such as bags; hasher_options of the hash
     form: Form = "set"
     loss: str = ""  # empty: the usual one of the form
     margin: float | None = None  # None: the usual one of the loss
@@ -84,8 +88,15 @@ class Experiment:
         )
         options = {name: getattr(config, name) for name in ("form", "batch_size", "per_class", "seed")}
         options |= config.miner_options | ({} if config.bits is None else {"bits": config.bits})
+        if own := options.pop("hasher_options", None):
+            bits = options.pop("bits", None) or default_bits(len(self.train))
+            options["hasher"] = make_hasher(options["hasher"], config.dim, bits, seed=config.seed, **own)
         self.miner = make_miner(config.miner, self.train.labels, config.dim, **options)
-        self.loss = make_loss(config.loss, config.form, margin=config.margin)
+        self.loss = make_loss(
+            config.loss, config.form, margin=config.margin, seed=config.seed,
+            dim=config.dim, num_classes=self.train.num_classes, margins=getattr(self.miner, "margins", None),
+            **config.loss_options,
+        )  # fmt: skip
         self.history: list[dict[str, float]] = []
         self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
 
@@ -95,7 +106,7 @@ class Experiment:
         losses, active = [], []
         for step in fit(
             self.encoder, self.train, self.miner, self.loss,
-            steps=self.config.steps, lr=self.config.lr, schedule=self.config.schedule,
+            steps=self.config.steps, lr=self.config.lr, loss_lr=self.config.loss_lr, schedule=self.config.schedule,
             device=self.config.device, precision=self.config.precision,
             validation=self.validation, evaluate_every=self.config.evaluate_every or 0,
         ):  # fmt: skip
@@ -117,7 +128,7 @@ class Experiment:
             yield step
 
     def save(self, sweep: str) -> Path:
-        """Evaluate on the test classes, if asked to, and write the record into the folder ``sweep``; returns the file."""
+        """Evaluate on the test classes, if asked to, and write the record into the folder ``sweep``; returns it."""
         metrics = {}
         if self.config.test:
             test = load_dataset(self.config.dataset, "test", **self.config.dataset_options)

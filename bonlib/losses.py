@@ -1,7 +1,9 @@
 """Losses by name, from pytorch-metric-learning, with their miners inside the batch, set up for each form."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +11,14 @@ from torch import Tensor, nn
 from bonlib.sampling import Form
 
 IndexTuple = tuple[Tensor, ...]
+Margins = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How to make a loss: from ``margin``, the loss, its miner inside the batch, and the forms it takes."""
+    """How to make a loss: from ``margin`` and options, the loss, its miner inside the batch, and the forms it takes."""
 
-    loss: Callable[[float], nn.Module]
+    loss: Callable[..., nn.Module]
     miner: Callable[[float], nn.Module] | None = None
     forms: tuple[Form, ...] = ("set",)
     margin: float = 0.2
@@ -39,6 +42,15 @@ def _recipes() -> dict[str, _Recipe]:
     def margin_loss(margin: float) -> nn.Module:
         return losses.MarginLoss(margin=margin, beta=1.2)
 
+    def cross_batch(margin: float, dim: int, memory_size: int = 4096) -> nn.Module:
+        return _cross_batch_memory()(contrastive(margin), dim, memory_size)
+
+    def cosface(margin: float, dim: int, num_classes: int, scale: int = 64) -> nn.Module:
+        return losses.CosFaceLoss(num_classes, dim, margin=margin, scale=scale)
+
+    def proxy_anchor(margin: float, dim: int, num_classes: int, alpha: int = 32) -> nn.Module:
+        return losses.ProxyAnchorLoss(num_classes, dim, margin=margin, alpha=alpha)
+
     return {
         "contrastive": _Recipe(contrastive, forms=("set", "pair"), margin=0.5),
         "triplet": _Recipe(triplet, forms=("set", "triplet")),
@@ -54,7 +66,52 @@ def _recipes() -> dict[str, _Recipe]:
         ),
         "margin": _Recipe(margin_loss, forms=("set", "triplet")),
         "distance-weighted": _Recipe(margin_loss, lambda _: miners.DistanceWeightedMiner(0.5, 1.4)),
+        "cross-batch-memory": _Recipe(cross_batch, margin=1.0),
+        "cosface": _Recipe(cosface, margin=0.35),
+        "proxy-anchor": _Recipe(proxy_anchor, margin=0.1),
+        "hierarchical": _Recipe(lambda _, margins: HierarchicalTripletLoss(margins), forms=("set", "triplet")),
     }
+
+
+def _cross_batch_memory() -> type:
+    from pytorch_metric_learning.losses import CrossBatchMemory
+
+    class WholeMemory(CrossBatchMemory):
+        """With the pointer into the queue in the state, which the library's leaves out."""
+
+        def get_extra_state(self) -> dict[str, Any]:
+            return {"queue_idx": self.queue_idx, "has_been_filled": self.has_been_filled}
+
+        def set_extra_state(self, state: dict[str, Any]) -> None:
+            self.queue_idx, self.has_been_filled = state["queue_idx"], state["has_been_filled"]
+
+    return WholeMemory
+
+
+class HierarchicalTripletLoss(nn.Module):
+    """Triplet loss on squared distances with a margin for each pair of classes, over all triplets of a batch.
+
+    Args:
+        margins: labels of anchors and of negatives, both ``(n,)``, to margins ``(n,)``.
+
+    Source: Ge et al., "Deep metric learning with hierarchical triplet loss", ECCV 2018.
+    """
+
+    def __init__(self, margins: Margins) -> None:
+        super().__init__()
+        self.margins = margins
+
+    def forward(self, embeddings: Tensor, labels: Tensor, index_tuple: IndexTuple | None) -> Tensor:
+        """Mean over the triplets with a positive loss: embeddings ``(batch, dim)``, labels ``(batch,)`` to a scalar."""
+        if index_tuple is None:
+            from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_triplets_indices
+
+            index_tuple = get_all_triplets_indices(labels)
+        a, p, n = index_tuple
+        squared = (2 - 2 * embeddings @ embeddings.T).clamp_min(0)  # (batch, batch), of unit embeddings
+        between = self.margins(labels[:, None].expand_as(squared).flatten(), labels.repeat(len(labels)))
+        losses = (squared[a, p] - squared[a, n] + between.view_as(squared)[a, n]).relu()  # (triplets,)
+        return losses.sum() / (losses > 0).sum().clamp_min(1)
 
 
 def list_losses(form: Form | None = None) -> list[str]:
@@ -93,19 +150,26 @@ class MinedLoss(nn.Module):
         return self.loss(embeddings, labels, tuples), active_share(embeddings, labels, index_tuple, self.margin)
 
 
-def make_loss(name: str, form: Form = "set", *, margin: float | None = None) -> MinedLoss:
+def make_loss(
+    name: str, form: Form = "set", *, margin: float | None = None, seed: int = 0, **options: Any
+) -> MinedLoss:
     """A loss for batches of a form.
 
     Args:
         name: one of :func:`list_losses`: contrastive (Hadsell 2006), triplet (Weinberger 2009, margin on Euclidean
             distances), soft-triplet, batch-hard and batch-hard-soft (Hermans 2017), semi-hard (Schroff 2015),
             lifted-structure (Song 2016), multi-similarity (Wang 2019), margin, and the same with
-            distance-weighted mining inside the batch (Wu 2017).
+            distance-weighted mining inside the batch (Wu 2017); cross-batch-memory, contrastive against a queue of
+            past embeddings (Wang 2020); without mining, cosface (Wang 2018) and proxy-anchor (Kim 2020), whose
+            memory is a vector a class; hierarchical (Ge 2018), with margins from its miner.
         form: form of the batches, ``"set"``, ``"triplet"`` or ``"pair"``.
         margin: the loss's margin; by default the one that is usual for it.
+        seed: of the loss's own weights, where it has any.
+        **options: what the loss needs of ``dim``, ``num_classes`` and ``margins`` is taken, and the loss's own:
+            ``memory_size`` of cross-batch-memory, ``scale`` of cosface, ``alpha`` of proxy-anchor.
 
     Raises:
-        ValueError: if there is no such loss, or it does not take batches of that form.
+        ValueError: if there is no such loss, it does not take batches of that form, or an option is missing or unknown.
 
     Example:
         >>> loss = make_loss("batch-hard")
@@ -118,7 +182,16 @@ def make_loss(name: str, form: Form = "set", *, margin: float | None = None) -> 
         raise ValueError(f"loss {name!r} does not go with form {form!r}; allowed are {', '.join(list_losses(form))}.")
     recipe = recipes[name]
     margin = recipe.margin if margin is None else margin
-    return MinedLoss(recipe.loss(margin), recipe.miner and recipe.miner(margin), margin)
+    takes = inspect.signature(recipe.loss).parameters
+    given = {key: value for key, value in options.items() if key in takes}
+    missing = [key for key, value in list(takes.items())[1:] if value.default is value.empty and given.get(key) is None]
+    if unknown := set(options) - set(given) - {"dim", "num_classes", "margins"}:
+        raise ValueError(f"loss {name!r} has no option {sorted(unknown)}; it has {list(takes)[1:]}.")
+    if missing:
+        raise ValueError(f"loss {name!r} needs {missing}; margins come from the miner 'hierarchical'.")
+    with torch.random.fork_rng(devices=[]):  # weights of a loss are drawn from the global generator
+        torch.manual_seed(seed)
+        return MinedLoss(recipe.loss(margin, **given), recipe.miner and recipe.miner(margin), margin)
 
 
 @torch.no_grad()

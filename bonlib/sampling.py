@@ -1,7 +1,8 @@
 """What every miner shares: the protocol, the layout of a batch, and fair streams of anchors, classmates and classes."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -9,9 +10,21 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from bonlib.checks import check_embeddings
+
 Form = Literal["set", "triplet", "pair"]
 FORMS: dict[str, int] = {"set": 0, "triplet": 3, "pair": 4}  # blocks in a batch; a set has none
 Ids = NDArray[np.int64]
+
+
+class Layout(TypedDict, total=False):
+    """Arguments that all miners share; see :class:`Miner`."""
+
+    form: Form
+    batch_size: int
+    per_class: int
+    steps: int | None
+    seed: int
 
 
 class Miner:
@@ -28,6 +41,7 @@ class Miner:
 
     Args:
         labels: ``(num_samples,)`` integers, the class of each sample of the dataset.
+        dim: width of the embeddings.
         form: ``"set"`` (P classes of ``per_class`` samples each), ``"triplet"`` or ``"pair"``.
         batch_size: indices in a batch.
         per_class: samples of each class in a batch of form ``"set"``; the other forms ignore it.
@@ -41,6 +55,7 @@ class Miner:
     def __init__(
         self,
         labels: ArrayLike | Tensor,
+        dim: int,
         *,
         form: Form = "set",
         batch_size: int = 128,
@@ -52,7 +67,9 @@ class Miner:
         _check_layout(form, batch_size, per_class, len(self.classes))
         if steps is not None and steps < 1:
             raise ValueError(f"steps is {steps}; give at least 1, or None for one pass over the samples.")
-        self.num_samples = len(self.class_of)
+        if dim < 1:
+            raise ValueError(f"dim is {dim}; give the width of the embeddings, at least 1.")
+        self.dim, self.num_samples = dim, len(self.class_of)
         self.form, self.batch_size, self.per_class, self.seed = form, batch_size, per_class, seed
         self.steps = steps or max(self.num_samples // batch_size, 1)
         self._rng = np.random.default_rng(seed)
@@ -100,9 +117,22 @@ class Miner:
             embeddings: ``(batch, dim)`` floating point on any device; detached here.
 
         Raises:
-            ValueError: if indices are out of range or of another length than the embeddings.
+            ValueError: if indices are out of range or of another length than the embeddings, or the embeddings of
+                another width or not finite.
         """
-        self._checked_indices(indices, len(embeddings))
+        self._checked_update(indices, embeddings)
+
+    @property
+    def due(self) -> bool:
+        """Whether :meth:`refresh` is to be called before the next batch; never, where a miner needs none."""
+        return False
+
+    def refresh(self, embed: Callable[[Ids], Tensor]) -> None:
+        """Let the miner look at the data set through the encoder as it is now; most need no such look.
+
+        Args:
+            embed: dataset indices ``(n,)`` to embeddings ``(n, dim)``, without gradients.
+        """
 
     def stats(self) -> dict[str, float]:
         """Numbers that describe the miner's state; random sampling has none."""
@@ -143,6 +173,7 @@ class Miner:
             "miner": type(self).__name__,
             "num_samples": self.num_samples,
             "num_classes": len(self.classes),
+            "dim": self.dim,
             "form": self.form,
             "batch_size": self.batch_size,
             "per_class": self.per_class,
@@ -180,6 +211,40 @@ class Miner:
         return _with_classmates(
             ids, count, self.class_of, self._first, self._count, self._order, self._cursor, self._rng
         )
+
+    def seeds_around(self, num_classes: int, anchors: Ids, nearby: Callable[[int], Iterable[tuple[int, int]]]) -> Ids:
+        """One sample each of ``num_classes`` classes: the anchors, each with classes that are near it.
+
+        Args:
+            num_classes: classes in all.
+            anchors: ``(n,)`` samples, of which each brings its share of the classes.
+            nearby: for an anchor, pairs of a class and a sample of it (-1: the next one), in order of preference; where
+                they are too few, random classes fill up.
+
+        Returns:
+            ``(num_classes,)``.
+        """
+        seeds: dict[int, int] = {}
+        for g, anchor in enumerate(anchors):
+            wanted = num_classes * (g + 1) // len(anchors)
+            for c, sample in chain([(int(self.class_of[anchor]), int(anchor))], nearby(int(anchor))):
+                if len(seeds) == wanted:
+                    break
+                if c not in seeds:
+                    seeds[c] = self._next_of(c) if sample < 0 else sample
+            while len(seeds) < wanted:
+                c = int(_next_in_stream(self._class_stream, self._position, 1, self._rng))
+                seeds.setdefault(c, -1)
+        return np.array([self._next_of(c) if sample < 0 else sample for c, sample in seeds.items()], dtype=np.int64)
+
+    def _next_of(self, c: int) -> int:
+        """The next sample of the stream of class ``c``."""
+        return int(_next_in_class(c, self._first, self._count, self._order, self._cursor, self._rng))
+
+    def _checked_update(self, indices: ArrayLike | Tensor, embeddings: Tensor) -> tuple[Ids, Tensor]:
+        """Both arguments of :meth:`update`, checked: ``(batch,)`` and finite float32 ``(batch, dim)``."""
+        embeddings = check_embeddings(embeddings, self.dim)
+        return self._checked_indices(indices, len(embeddings)), embeddings
 
     def _checked_indices(self, indices: ArrayLike | Tensor, length: int) -> Ids:
         array = indices.cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from bonlib.evaluation import evaluate
+from bonlib.evaluation import embed, evaluate
 from bonlib.paths import write_atomically
 from bonlib.sampling import Miner
 
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
-PARTS = ("draw", "data", "compute", "hash", "evaluate")
+PARTS = ("draw", "data", "compute", "hash", "refresh", "evaluate")
 _COLLAPSED = 1e-3  # share of the embeddings' energy that still varies
 
 
@@ -34,7 +34,9 @@ class Step:
     loss: float
     active: float  # share of tuples with a positive loss
     images: int  # forwarded in training so far
-    seconds: dict[str, float]  # of this step: draw, data, compute (forward and backward), hash (update), evaluate
+    seconds: dict[
+        str, float
+    ]  # of this step: draw, data, compute (forward and backward), hash (update), refresh, evaluate
     metrics: dict[str, float] | None  # on the validation classes, at steps that evaluate
 
 
@@ -46,6 +48,7 @@ def fit(
     *,
     steps: int,
     lr: float = 1e-3,
+    loss_lr: float | None = None,
     schedule: Schedule = "constant",
     optimizer: torch.optim.Optimizer | None = None,
     validation: Dataset[Any] | None = None,
@@ -69,6 +72,7 @@ def fit(
             :func:`~bonlib.losses.make_loss`. Its parameters, if any, are trained too.
         steps: steps in total, those before a resumption included.
         lr: learning rate of Adam, where no optimiser is given.
+        loss_lr: that of the loss's own parameters, such as proxies; by default the same.
         schedule: ``"constant"``, or ``"cosine"`` to lower the learning rate to zero along half a cosine.
         optimizer: another optimiser, over the parameters of encoder and loss.
         validation: a dataset of other classes to evaluate on.
@@ -101,7 +105,10 @@ def fit(
     encoder.to(device).train()
     loss.to(device)
     if optimizer is None:
-        optimizer = torch.optim.Adam([*encoder.parameters(), *loss.parameters()], lr=lr)
+        groups: list[dict[str, Any]] = [{"params": list(encoder.parameters())}]
+        if own := list(loss.parameters()):
+            groups.append({"params": own, "lr": lr if loss_lr is None else loss_lr})
+        optimizer = torch.optim.Adam(groups, lr=lr)
     peaks = [group["lr"] for group in optimizer.param_groups]
     parts = {"encoder": encoder, "loss": loss, "optimizer": optimizer, "miner": miner}
     file = Path(checkpoint) if checkpoint is not None else None
@@ -109,7 +116,12 @@ def fit(
     batches = _batches(dataset, miner, workers)
     warned = False
     for step in range(done + 1, steps + 1):
+        began = _now(device)
+        if miner.due:
+            miner.refresh(lambda ids: embed(encoder, dataset, indices=ids, device=device, workers=workers)[0])
+        looked = _now(device) - began
         indices, images, labels, seconds = next(batches)
+        seconds["refresh"] = looked
         began = time.perf_counter()
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):

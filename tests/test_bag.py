@@ -31,11 +31,18 @@ def make(labels, form="set", **options) -> BagOfNegatives:
 
 def train(miner: Miner, embeddings: torch.Tensor, passes: int = 1) -> list[list[int]]:
     batches = []
+    look(miner, embeddings)
     for _ in range(passes):
         for indices in miner:
             miner.update(indices, embeddings[indices])
+            look(miner, embeddings)
             batches.append(indices)
     return batches
+
+
+def look(miner: Miner, embeddings: torch.Tensor) -> None:
+    if miner.due:
+        miner.refresh(lambda ids: embeddings[ids])
 
 
 def assert_layout(miner: Miner, labels: np.ndarray, batch: list[int]) -> None:
@@ -76,8 +83,10 @@ def test_a_save_in_mid_pass_gives_the_same_batches_to_the_end(name, form):
     options = {"form": form, "batch_size": 12, "steps": 30, "seed": 3}
     miner = make_miner(name, labels, DIM, **options)
     expected, saved = [], io.BytesIO()
+    look(miner, embeddings)
     for step, indices in enumerate(miner):
         miner.update(indices, embeddings[indices])
+        look(miner, embeddings)
         if step == 17:
             torch.save(miner.state_dict(), saved)
         if step > 17:
@@ -132,7 +141,7 @@ def test_drawn_negatives_are_uniform_over_the_bag(own):
 
 def test_random_negatives_are_uniform_over_all_other_classes():
     labels = np.array([0] * 50 + [1] * 3 + [2] * 7)
-    miner = Miner(np.random.default_rng(0).permutation(labels), form="triplet", batch_size=3)
+    miner = Miner(np.random.default_rng(0).permutation(labels), DIM, form="triplet", batch_size=3)
     anchor = int(np.flatnonzero(miner.class_of == 0)[0])
     observed = np.bincount(miner.draw_negatives(np.full(20_000, anchor)), minlength=60)
     assert observed[miner.class_of == 0].sum() == 0
@@ -192,7 +201,7 @@ def test_one_pass_fills_the_table_and_every_sample_is_an_anchor_once():
 def test_sets_hold_harder_negatives_than_chance():
     labels = np.repeat(np.arange(200), 4)
     embeddings = clustered(labels)
-    bag, random = make(labels, bits=5), Miner(labels, batch_size=12)
+    bag, random = make(labels, bits=5), Miner(labels, DIM, batch_size=12)
     train(bag, embeddings, passes=5)
 
     def spread(miner: Miner) -> float:
@@ -224,12 +233,12 @@ def test_index_tuples():
 
 def test_a_broken_off_pass_starts_anew_and_set_epoch_repeats():
     labels = np.repeat(np.arange(20), 5)
-    miner = Miner(labels, batch_size=12)
+    miner = Miner(labels, DIM, batch_size=12)
     next(iter(miner))
     assert len(list(miner)) == len(miner) == 8
-    fresh = Miner(labels, batch_size=12, seed=0)
+    fresh = Miner(labels, DIM, batch_size=12, seed=0)
     fresh.set_epoch(4)
-    again = Miner(labels, batch_size=12, seed=0)
+    again = Miner(labels, DIM, batch_size=12, seed=0)
     again.set_epoch(4)
     assert list(fresh) == list(again)
 
@@ -322,7 +331,7 @@ def test_a_foreign_state_is_refused_and_changes_nothing():
         make(labels, bits=4),
         make(labels, "triplet"),
         make(labels[:-1]),
-        Miner(labels, batch_size=12),
+        Miner(labels, DIM, batch_size=12),
     ):
         with pytest.raises(ValueError, match="state has"):
             bag.load_state_dict(foreign.state_dict())

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from bonlib.hashing import OnlineAutoencoder, check_embeddings, pack
+from bonlib.checks import check_embeddings
+from bonlib.hashing import OnlineAutoencoder, pack
 
 
 def gaussian(count: int, seed: int = 0, dim: int = 16) -> torch.Tensor:

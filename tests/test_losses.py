@@ -6,6 +6,8 @@ import torch
 from bonlib.bag import BagOfNegatives
 from bonlib.losses import active_share, list_losses, make_loss
 
+NEEDED = {"dim": 8, "num_classes": 10, "margins": lambda anchors, negatives: torch.full(anchors.shape, 0.1)}
+
 
 def batch(form, seed=0):
     labels = torch.arange(10).repeat_interleave(6)
@@ -22,7 +24,7 @@ def batch(form, seed=0):
 def test_every_loss_of_every_form_gives_a_gradient(form, name):
     torch.manual_seed(0)
     embeddings, labels, tuples = batch(form)
-    value, active = make_loss(name, form)(embeddings, labels, tuples)
+    value, active = make_loss(name, form, **NEEDED)(embeddings, labels, tuples)
     value.backward()
     assert torch.isfinite(value)
     assert embeddings.grad.abs().sum() > 0

@@ -20,6 +20,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # A module imports only from layers before its own, and from leaves; leaves import only leaves.
 LAYERS = [
+    "checks",
     "hashing table",
     "sampling",
     "bag",

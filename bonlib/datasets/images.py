@@ -25,7 +25,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     images: Tensor
     labels: Tensor
-    class_names: Sequence[str]
+    class_names: list[str]
     attributes: dict[str, NDArray[np.generic]] = field(default_factory=dict)
 
     @property

@@ -1,20 +1,32 @@
 """Miners by name, all under the protocol of :class:`~bonlib.sampling.Miner`."""
 
+from collections.abc import Callable
 from typing import Any
 
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bonlib.bag import BagOfNegatives
+from bonlib.miners.class_based import ClassBased
+from bonlib.miners.exact import ExactNeighbours
+from bonlib.miners.graph import GraphSampling
+from bonlib.miners.hierarchical import Hierarchical
+from bonlib.miners.refreshed import RefreshedBag
+from bonlib.miners.smart import SmartMining
+from bonlib.miners.subspaces import Subspaces
 from bonlib.sampling import Miner
 
-
-def _random(labels: ArrayLike | Tensor, dim: int, **options: Any) -> Miner:
-    """Random P×K sets, random triplets, random pairs: O(batch) a step however many classes there are."""
-    return Miner(labels, **options)
-
-
-_MINERS = {"bag": BagOfNegatives, "random": _random}
+_MINERS: dict[str, Callable[..., Miner]] = {
+    "bag": BagOfNegatives,
+    "random": Miner,
+    "class-based": ClassBased,
+    "smart": SmartMining,
+    "subspaces": Subspaces,
+    "hierarchical": Hierarchical,
+    "graph": GraphSampling,
+    "exact": ExactNeighbours,
+    "refreshed-bag": RefreshedBag,
+}
 
 
 def list_miners() -> list[str]:

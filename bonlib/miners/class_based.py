@@ -1,0 +1,127 @@
+"""Stochastic class-based hard example mining: hard classes by their signatures, hard instances among them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from bonlib.sampling import Ids, Layout, Miner
+
+
+class ClassBased(Miner):
+    """Hard classes by the distance of class signatures, then hard instances among them.
+
+    Each class has a signature, the running mean of its embeddings. A set is made of the classes of ``groups`` anchors
+    and of classes drawn from the ``nearest`` signatures to each; the loss finds the hard instances among them. A
+    negative for triplets and pairs is, in one such class, the nearest to the anchor by the embeddings last seen.
+
+    Cost a step: O(groups K d) for sets, O(B K d) for the other forms, without any extra forward pass. Memory: K d
+    floats, and N d more for triplets and pairs.
+
+    Args:
+        labels: ``(num_samples,)`` integers.
+        dim: width of the embeddings.
+        nearest: hard classes of an anchor, from which one is drawn at random.
+        groups: anchors of a set.
+        momentum: of the running mean, 0 to 1; how much of the old signature a batch leaves.
+        **layout: as :class:`~bonlib.sampling.Miner` takes them.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source: Suh, Han, Kim, Lee, "Stochastic class-based hard example mining for deep metric learning", CVPR 2019:
+    signatures, the stochastic choice of hard classes, instances within them. Running means (the paper learns its
+    signatures), groups, and the last seen embeddings are our reading.
+    """
+
+    def __init__(
+        self,
+        labels: ArrayLike | Tensor,
+        dim: int,
+        *,
+        nearest: int = 32,
+        groups: int = 1,
+        momentum: float = 0.5,
+        **layout: Unpack[Layout],
+    ) -> None:
+        super().__init__(labels, dim, **layout)
+        check_groups(self, groups)
+        if nearest < 1:
+            raise ValueError(f"nearest is {nearest}; give at least 1 class.")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is {momentum}; allowed are 0 up to 1, without 1.")
+        self.nearest, self.groups, self.momentum = min(nearest, len(self.classes) - 1), groups, momentum
+        self._signatures = np.full((len(self.classes), dim), np.nan, dtype=np.float32)  # NaN: not seen yet
+        rows = 0 if self.form == "set" else self.num_samples
+        self._last = np.full((rows, dim), np.nan, dtype=np.float32)  # embedding last seen of each sample
+
+    def update(self, indices: ArrayLike | Tensor, embeddings: Tensor) -> None:
+        """Move the signatures of the classes in the batch; arguments and errors are those of every miner."""
+        ids, embeddings = self._checked_update(indices, embeddings)
+        rows = embeddings.cpu().numpy()
+        of, inverse, count = np.unique(self.class_of[ids], return_inverse=True, return_counts=True)
+        means = np.zeros((len(of), self.dim), dtype=np.float32)
+        np.add.at(means, inverse, rows)
+        means /= count[:, None]
+        old = np.where(np.isnan(self._signatures[of]), means, self._signatures[of])
+        self._signatures[of] = self.momentum * old + (1 - self.momentum) * means
+        if len(self._last):
+            self._last[ids] = rows
+
+    def stats(self) -> dict[str, float]:
+        """``classes_seen``: share of the classes that have a signature."""
+        return {"classes_seen": float((~np.isnan(self._signatures[:, 0])).mean())}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Streams, generator, signatures and last embeddings."""
+        own = {name: torch.from_numpy(getattr(self, "_" + name).copy()) for name in ("signatures", "last")}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; refuses one of a miner made with other arguments."""
+        super().load_state_dict(state)
+        self._signatures, self._last = state["signatures"].numpy().copy(), state["last"].numpy().copy()
+
+    def draw_seeds(self, num_classes: int) -> Ids:
+        """Classes of ``groups`` anchors and hard ones for each."""
+        return self.seeds_around(num_classes, self.draw_anchors(self.groups), self._hard_classes)
+
+    def draw_negatives(self, anchors: Ids) -> Ids:
+        """For each anchor the nearest last seen sample of one of its hard classes."""
+        negatives = super().draw_negatives(anchors)  # for anchors of which nothing is known yet
+        for i, anchor in enumerate(anchors):
+            for c, _ in self._hard_classes(int(anchor)):
+                members = self._order[self._first[c] : self._first[c] + self._count[c]]
+                distances = np.square(self._last[members] - self._last[anchor]).sum(axis=1)
+                if not np.isnan(distances).all():
+                    negatives[i] = members[np.nanargmin(distances)]
+                    break
+        return negatives
+
+    def _hard_classes(self, anchor: int) -> Iterator[tuple[int, int]]:
+        """The classes whose signatures are nearest to that of the anchor's, in random order."""
+        own = int(self.class_of[anchor])
+        distances = np.square(self._signatures - self._signatures[own]).sum(axis=1)
+        distances[own] = np.nan
+        distances = np.where(np.isnan(distances), np.inf, distances)  # own and unseen classes last
+        near = np.argpartition(distances, self.nearest - 1)[: self.nearest]
+        near = near[np.isfinite(distances[near])]
+        return ((int(c), -1) for c in self._rng.permutation(near))
+
+    def _config(self) -> dict[str, Any]:
+        return super()._config() | {name: getattr(self, name) for name in ("nearest", "groups", "momentum")}
+
+
+def check_groups(miner: Miner, groups: int) -> None:
+    """Refuse a number of anchors that a set has no room for.
+
+    Raises:
+        ValueError: if it is not in 1 to the number of classes in a set.
+    """
+    if miner.form == "set" and not 1 <= groups <= miner.batch_size // miner.per_class:
+        raise ValueError(
+            f"groups is {groups}; allowed are 1 to {miner.batch_size // miner.per_class}, the classes of a batch."
+        )

@@ -1,0 +1,107 @@
+"""The exact oracle: nearest negatives over the whole data set, by brute force."""
+
+from collections.abc import Iterator
+from typing import Any, Unpack
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from bonlib.miners.class_based import check_groups
+from bonlib.miners.refreshing import Refreshing
+from bonlib.sampling import Ids, Layout
+
+
+class ExactNeighbours(Refreshing):
+    """Negatives of chosen ranks among the exact nearest of the whole set: what search without a budget can give.
+
+    An identity's rank for an anchor is by its nearest sample. A set is made of ``groups`` anchors and of identities
+    drawn from the ranks for each, every one entering with that nearest sample; so does a negative for triplets and
+    pairs. The very nearest are often mislabelled or not to be told apart, hence the ranks.
+
+    Cost a step: O(groups N d) for sets, O(B N d) for the other forms, and every ``every`` steps a forward pass over all
+    N samples. Memory: N d floats.
+
+    Args:
+        labels: ``(num_samples,)`` integers.
+        dim: width of the embeddings.
+        ranks: first and last rank, from 1, that identities are drawn from.
+        groups: anchors of a set.
+        every: batches between two looks at the data set; by default one pass.
+        warm_up: batches before the first, drawn at random.
+        **layout: as :class:`~bonlib.sampling.Miner` takes them.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source: our control, the upper bound in cost.
+    """
+
+    _learned = ("embeddings", "half_norms")
+
+    def __init__(
+        self,
+        labels: ArrayLike | Tensor,
+        dim: int,
+        *,
+        ranks: tuple[int, int] = (1, 32),
+        groups: int = 1,
+        every: int | None = None,
+        warm_up: int = 0,
+        **layout: Unpack[Layout],
+    ) -> None:
+        super().__init__(labels, dim, every=every, warm_up=warm_up, **layout)
+        check_groups(self, groups)
+        first, last = ranks
+        if not 1 <= first <= last:
+            raise ValueError(f"ranks is {ranks}; give the first and the last, counted from 1.")
+        if first >= len(self.classes):
+            raise ValueError(f"ranks is {ranks}; there are {len(self.classes) - 1} other classes.")
+        self.ranks, self.groups = (first, min(last, len(self.classes) - 1)), groups
+        self._by_class = np.argsort(self.class_of, kind="stable")  # samples, class after class
+        self._row_of = np.argsort(self._by_class)  # of each sample among these
+        self._embeddings = np.empty((0, dim), dtype=np.float32)  # in that order
+        self._half_norms = np.empty(0, dtype=np.float32)
+
+    def draw_seeds(self, num_classes: int) -> Ids:
+        """Anchors, and identities of the chosen ranks for each with their nearest sample."""
+        if not self._looks:
+            return super().draw_seeds(num_classes)
+        return self.seeds_around(num_classes, self.draw_anchors(self.groups), self._near)
+
+    def draw_negatives(self, anchors: Ids) -> Ids:
+        """For each anchor the nearest sample of an identity of the chosen ranks."""
+        if not self._looks:
+            return super().draw_negatives(anchors)
+        drawn = np.empty(len(anchors), dtype=np.int64)
+        for part in np.array_split(np.arange(len(anchors)), -(-len(anchors) // 64)):  # memory: 64 N distances
+            near = self._ranked(anchors[part])
+            drawn[part] = [next(pairs)[1] for pairs in near]
+        return drawn
+
+    def _near(self, anchor: int) -> Iterator[tuple[int, int]]:
+        return next(self._ranked(np.array([anchor])))
+
+    def _ranked(self, anchors: Ids) -> Iterator[Iterator[tuple[int, int]]]:
+        """For each anchor the classes of the chosen ranks with their nearest samples, in random order."""
+        own, (first, last) = self.class_of[anchors], self.ranks
+        # Half the squared distances less a constant for each anchor: (anchors, num_samples), class after class.
+        distances = self._half_norms - self._embeddings[self._row_of[anchors]] @ self._embeddings.T
+        nearest = np.minimum.reduceat(distances, self._first, axis=1)  # (anchors, num_classes)
+        nearest[np.arange(len(own)), own] = np.inf
+        order = np.argpartition(nearest, last - 1, axis=1)[:, :last]
+        order = np.take_along_axis(order, np.take_along_axis(nearest, order, axis=1).argsort(axis=1), axis=1)
+        for i in range(len(anchors)):
+            yield self._with_samples(self._rng.permutation(order[i, first - 1 :]), distances[i])
+
+    def _with_samples(self, classes: Ids, distances: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
+        for c in classes:
+            inside = slice(self._first[c], self._first[c] + self._count[c])
+            yield int(c), int(self._by_class[inside][distances[inside].argmin()])
+
+    def _look(self, embeddings: Tensor) -> None:
+        self._embeddings = embeddings.numpy()[self._by_class]
+        self._half_norms = np.square(self._embeddings).sum(axis=1) / 2
+
+    def _config(self) -> dict[str, Any]:
+        return super()._config() | {"ranks": list(self.ranks), "groups": self.groups}

@@ -1,0 +1,91 @@
+"""Graph sampling: each batch is a class and its nearest classes."""
+
+from collections.abc import Iterator
+from typing import Any, Unpack
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from bonlib.miners.refreshing import Refreshing
+from bonlib.sampling import FORMS, Ids, Layout
+
+
+class GraphSampling(Refreshing):
+    """A graph of nearest classes, made anew every so often; a batch is a class and its neighbours.
+
+    The graph is of one random sample a class. Every class is the centre of a batch once before any is twice. A negative
+    for triplets and pairs is a sample of a random neighbour of the anchor's class.
+
+    Cost a step: O(B), and every ``every`` steps a forward pass over K samples and O(K² d) for the graph. Memory: K
+    times ``nearest`` integers.
+
+    Args:
+        labels: ``(num_samples,)`` integers.
+        dim: width of the embeddings.
+        nearest: neighbours of a class; by default as many as a set holds besides the centre.
+        every: batches between two graphs; by default one pass.
+        warm_up: batches before the first, drawn at random.
+        **layout: as :class:`~bonlib.sampling.Miner` takes them.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source: Liao, Shao, "Graph sampling based deep metric learning for generalizable person re-identification", CVPR
+    2022. There a graph lasts until each class was a centre once; ``every``, the warm-up, and the forms triplet and pair
+    are our reading.
+    """
+
+    _learned = ("neighbours",)
+
+    def __init__(
+        self,
+        labels: ArrayLike | Tensor,
+        dim: int,
+        *,
+        nearest: int | None = None,
+        every: int | None = None,
+        warm_up: int = 0,
+        **layout: Unpack[Layout],
+    ) -> None:
+        super().__init__(labels, dim, every=every, warm_up=warm_up, **layout)
+        groups = self.batch_size // (self.per_class if self.form == "set" else FORMS[self.form])
+        nearest = max(groups - 1, 1) if nearest is None else nearest
+        if nearest < 1:
+            raise ValueError(f"nearest is {nearest}; give at least 1 class.")
+        self.nearest = min(nearest, len(self.classes) - 1)
+        self._neighbours = np.empty((0, self.nearest), dtype=np.int64)  # of each class, nearest first
+
+    def draw_seeds(self, num_classes: int) -> Ids:
+        """The next class and its neighbours, nearest first."""
+        if not len(self._neighbours):
+            return super().draw_seeds(num_classes)
+        return self.seeds_around(num_classes, super().draw_seeds(1), self._near)
+
+    def draw_negatives(self, anchors: Ids) -> Ids:
+        """A sample of a random neighbour of each anchor's class."""
+        if not len(self._neighbours):
+            return super().draw_negatives(anchors)
+        chosen = self._neighbours[self.class_of[anchors], self._rng.integers(0, self.nearest, len(anchors))]
+        return np.array([self._next_of(int(c)) for c in chosen])
+
+    def _near(self, anchor: int) -> Iterator[tuple[int, int]]:
+        return ((int(c), -1) for c in self._neighbours[self.class_of[anchor]])
+
+    def _wanted(self) -> Ids:
+        """One random sample a class."""
+        return self._order[self._first + self._aside().integers(0, self._count)].astype(np.int64)
+
+    def _look(self, embeddings: Tensor) -> None:
+        import faiss
+
+        rows = np.ascontiguousarray(embeddings.numpy())
+        index = faiss.IndexFlatL2(self.dim)
+        index.add(rows)  # pyright: ignore[reportCallIssue]
+        _, near = index.search(rows, self.nearest + 1)  # pyright: ignore[reportCallIssue]
+        own = near == np.arange(len(rows))[:, None]
+        own[:, -1] |= ~own.any(axis=1)  # where equal embeddings have pushed a class out of its own list
+        self._neighbours = near[~own].reshape(len(rows), self.nearest)
+
+    def _config(self) -> dict[str, Any]:
+        return super()._config() | {"nearest": self.nearest}

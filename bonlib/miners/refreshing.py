@@ -1,0 +1,121 @@
+"""Miners that look at the whole data set through the encoder every so many batches."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from bonlib.checks import check_embeddings
+from bonlib.sampling import Ids, Layout, Miner
+
+
+class Refreshing(Miner):
+    """A miner that draws at random until its first look at the data set, and looks again every ``every`` batches.
+
+    In a loop of your own, before each batch: ``if miner.due: miner.refresh(embed)``, where ``embed`` takes dataset
+    indices ``(n,)`` to embeddings ``(n, dim)``; :func:`~bonlib.training.fit` does so by itself. The look is the cost
+    that BoN avoids: one forward pass over all N samples, unless a subclass asks for fewer.
+
+    Args:
+        labels: ``(num_samples,)`` integers.
+        dim: width of the embeddings.
+        every: batches between two looks; by default one pass.
+        warm_up: batches before the first look.
+        **layout: as :class:`~bonlib.sampling.Miner` takes them.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    _learned: tuple[str, ...] = ()  # names, without underscore, of the arrays that a look brings
+
+    def __init__(
+        self,
+        labels: ArrayLike | Tensor,
+        dim: int,
+        *,
+        every: int | None = None,
+        warm_up: int = 0,
+        **layout: Unpack[Layout],
+    ) -> None:
+        super().__init__(labels, dim, **layout)
+        every = max(self.num_samples // self.batch_size, 1) if every is None else every
+        if every < 1:
+            raise ValueError(f"every is {every}; give at least 1 batch, or None for one pass.")
+        if warm_up < 0:
+            raise ValueError(f"warm_up is {warm_up}; give 0 or more batches.")
+        self.every, self.warm_up = every, warm_up
+        self._left = warm_up  # batches until the next look
+        self._looks = 0
+
+    @property
+    def due(self) -> bool:
+        """Whether :meth:`refresh` is to be called before the next batch."""
+        return self._left <= 0
+
+    def refresh(self, embed: Callable[[Ids], Tensor]) -> None:
+        """Look at the data set through the encoder as it is now.
+
+        Args:
+            embed: dataset indices ``(n,)`` to embeddings ``(n, dim)``, without gradients.
+
+        Raises:
+            ValueError: if the embeddings are of another shape or not finite; the miner is then as before.
+        """
+        ids = self._wanted()
+        embeddings = check_embeddings(embed(ids), self.dim)
+        self._checked_indices(ids, len(embeddings))
+        self._look(embeddings.cpu())
+        self._looks += 1
+        self._left = self.every
+
+    def stats(self) -> dict[str, float]:
+        """``looks`` at the data set so far."""
+        return {"looks": self._looks}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that influences the next batch, what the last look brought included."""
+        learned = {name: torch.from_numpy(getattr(self, "_" + name).copy()) for name in self._learned if self._looks}
+        return super().state_dict() | learned | {"left": self._left, "looks": self._looks}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; refuses one of a miner made with other arguments."""
+        super().load_state_dict(state)
+        self._left, self._looks = state["left"], state["looks"]
+        for name in self._learned:
+            if self._looks:
+                setattr(self, "_" + name, state[name].numpy().copy())
+
+    def _config(self) -> dict[str, Any]:
+        return super()._config() | {"every": self.every, "warm_up": self.warm_up}
+
+    def _draw_batch(self) -> Ids:
+        self._left -= 1
+        return super()._draw_batch()
+
+    def _wanted(self) -> Ids:
+        """Dataset indices that a look needs; all of them."""
+        return np.arange(self.num_samples)
+
+    def _aside(self) -> np.random.Generator:
+        """A generator that follows from the state of the miner's own, and leaves that alone."""
+        return np.random.default_rng([self._rng.bit_generator.state["state"]["state"], self._looks])
+
+    def _look(self, embeddings: Tensor) -> None:
+        """Learn from the embeddings of :meth:`_wanted`."""
+        raise NotImplementedError
+
+
+def class_means(embeddings: Tensor, class_of: NDArray[np.integer[Any]], num_classes: int) -> Tensor:
+    """Mean embedding of each class: ``(num_samples, dim)`` to ``(num_classes, dim)``.
+
+    Example:
+        >>> class_means(torch.tensor([[1.0], [2.0], [4.0]]), np.array([0, 1, 1]), 2).squeeze().tolist()
+        [1.0, 3.0]
+    """
+    of = torch.from_numpy(class_of).long()
+    sums = torch.zeros(num_classes, embeddings.shape[1]).index_add_(0, of, embeddings)
+    return sums / torch.bincount(of, minlength=num_classes)[:, None]
