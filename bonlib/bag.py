@@ -158,7 +158,8 @@ class BagOfNegatives(Miner):
 
         Returns:
             ``bits``; ``filled`` share of samples with a code; ``entropy_bits`` of the distribution of samples over
-            buckets (at most ``bits``); ``buckets_used`` share of buckets that are not empty; ``bucket_mean`` size of
+            buckets (at most ``bits``); ``balance`` of the bits, 1 where each is set for half of the samples, 0 where
+            each is always the same; ``buckets_used`` share of buckets that are not empty; ``bucket_mean`` size of
             those; ``bucket_max``; ``churn`` share of codes that change when a sample is forwarded again and
             ``reconstruction_error`` relative to the embeddings' size (both of late); ``from_own``, ``from_hamming1``,
             ``from_hamming2``, ``from_random``, ``from_unseen`` shares of the negatives (triplets, pairs) or classes
@@ -173,6 +174,7 @@ class BagOfNegatives(Miner):
             "bits": self.bits,
             "filled": self.table.filled / self.num_samples,
             "entropy_bits": float(-(share * np.log2(share)).sum()) + 0.0,
+            "balance": self._balance(),
             "buckets_used": len(used) / len(sizes),
             "bucket_mean": float(used.mean()) if len(used) else 0.0,
             "bucket_max": int(sizes.max()),
@@ -181,6 +183,12 @@ class BagOfNegatives(Miner):
             "empty_bag_rate": float(1 - self._tally[_OWN] / coded) if coded else 0.0,
             **{f"from_{name}": float(n / max(drawn, 1)) for name, n in zip(SOURCES, self._tally, strict=True)},
         }
+
+    def _balance(self) -> float:
+        """Mean over the bits of twice the share of samples on the smaller side."""
+        codes = self.table.codes(np.arange(self.num_samples))
+        shares = [((codes[codes != UNSEEN] >> bit) & 1).mean() for bit in range(self.bits) if self.table.filled]
+        return float(np.mean([2 * min(share, 1 - share) for share in shares])) if shares else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that influences the next batch: streams, generator, table, hash and counters."""

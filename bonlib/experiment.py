@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from bonlib.bag import default_bits
+from bonlib.bag import BagOfNegatives, default_bits
 from bonlib.datasets import load_dataset
 from bonlib.encoders import make_encoder
-from bonlib.evaluation import evaluate
+from bonlib.evaluation import bag_quality, embed, evaluate
 from bonlib.hashing import make_hasher
 from bonlib.losses import make_loss
 from bonlib.miners import make_miner
@@ -53,6 +53,7 @@ class Config:
     evaluate_every: int | None = None  # steps; None: ten times in all, at most every 50 steps
     precision: Precision = "float32"
     device: str = "cpu"
+    measure_bags: bool = False  # compare the bags in the end with the exact nearest negatives
     test: bool = True  # whether to evaluate on the test classes in the end; choices are made without
     seed: int = 0  # of initial weights and batches; the data set and its split have a seed of their own
 
@@ -133,6 +134,10 @@ class Experiment:
         if self.config.test:
             test = load_dataset(self.config.dataset, "test", **self.config.dataset_options)
             metrics = evaluate(self.encoder, test, device=self.config.device)
+        quality = {}
+        if self.config.measure_bags and isinstance(self.miner, BagOfNegatives):
+            embeddings, _ = embed(self.encoder, self.train, device=self.config.device)
+            quality = bag_quality(self.miner, embeddings, anchors=500, seed=self.config.seed)
         # Linux counts the peak in KiB, macOS in bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
         return save_run(
@@ -140,6 +145,7 @@ class Experiment:
             sweep,
             metrics=metrics,
             miner_stats=self.miner.stats(),
+            bags=quality,
             seconds=self.seconds,
             peak_memory_gib=round(peak, 3),
             history=self.history,

@@ -173,7 +173,7 @@ class OnlineAutoencoder(RandomHyperplanes):
         self._optimizer = torch.optim.Adam([self._encoder, self._decoder, self._bias], lr=lr)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, running mean and the state of the optimiser."""
+        """Weights, running mean, optimiser."""
         return super().state_dict() | {"optimizer": copy.deepcopy(self._optimizer.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -226,10 +226,7 @@ class BinaryAutoencoder(OnlineAutoencoder):
 
 
 class ShuffledAutoencoder(OnlineAutoencoder):
-    """A control: the autoencoder's codes dealt out at random within the batch, so buckets of its sizes mean nothing.
-
-    What BoN still gains with it is not due to hard negatives.
-    """
+    """A control: the autoencoder's codes dealt out at random within the batch, so buckets of its sizes mean nothing."""
 
     def project(self, embeddings: Tensor) -> Tensor:
         """Projections ``(batch, bits)`` of the batch, in random order."""

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from bonlib.stats import mean_interval
-from bonlib.style import ACCENTS, FORM_DASHES, INK, MINER_COLOURS, MUTED, method_name, use_style
+from bonlib.style import ACCENTS, FORM_DASHES, INK, MINER_COLOURS, MUTED, use_style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,10 +69,9 @@ def active_over_training(history: "pd.DataFrame") -> Figure:
         history: as :func:`~bonlib.runs.load_history` gives it.
     """
     figure, ax = plt.subplots(figsize=(6.4, 3.6))
-    for (miner, form, loss), points in history.groupby(["miner", "form", "loss"], sort=False):
-        name = method_name(str(miner), str(form), str(loss))
-        colour = MINER_COLOURS.get(str(miner), MUTED)
-        dash = FORM_DASHES[str(form)]
+    for name, points in history.groupby("method", sort=False):
+        colour = MINER_COLOURS.get(points["miner"].iloc[0], MUTED)
+        dash = FORM_DASHES[points["form"].iloc[0]]
         sns.lineplot(
             points, x="step", y="active", color=colour, linestyle=dash, label=name, errorbar=("pi", 100), ax=ax
         )
@@ -219,56 +216,4 @@ def seconds_by_part(seconds: Mapping[str, float], steps: int) -> Figure:
         left += width
     ax.set(yticks=[], xlabel="milliseconds a step")
     ax.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))
-    return figure
-
-
-def compare(history: "pd.DataFrame", x: str, metric: str = "recall@1") -> Figure:
-    """A validation metric of all methods against images seen or seconds: mean over seeds, shaded 95 % interval.
-
-    Args:
-        history: as :func:`~bonlib.runs.load_history` gives it.
-        x: ``"images"`` or ``"training_seconds"``.
-        metric: column to draw.
-    """
-    figure, ax = plt.subplots(figsize=(6.8, 4.0))
-    for (miner, form, loss), runs in history.groupby(["miner", "form", "loss"], sort=False):
-        _band(ax, runs, x, metric, str(miner), str(form), method_name(str(miner), str(form), str(loss)))
-    names = {
-        "images": "training images seen",
-        "training_seconds": "training seconds (draw, data, compute, hash)",
-    }
-    ax.set(xlabel=names.get(x, x), ylabel=f"{metric}, validation classes")
-    ax.legend(loc="lower right")
-    return figure
-
-
-def _band(ax: Axes, runs: "pd.DataFrame", x: str, metric: str, miner: str, form: str, name: str) -> None:
-    points = [(group[x].mean(), *mean_interval(group[metric].tolist())[:3]) for _, group in runs.groupby("step")]
-    at, mean, low, high = np.array(points).T
-    colour = MINER_COLOURS.get(miner, MUTED)
-    ax.plot(at, mean, color=colour, linestyle=FORM_DASHES[form], label=name)
-    if not np.isnan(low).all():
-        ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-
-
-def final_scores(runs: "pd.DataFrame", metric: str = "metrics.recall@1") -> Figure:
-    """A test metric of all methods: a dot a seed, a bar for the 95 % interval of the mean."""
-    groups = list(runs.groupby(["miner", "form", "loss"], sort=False))
-    groups.sort(key=lambda item: item[1][metric].mean())
-    figure, ax = plt.subplots(figsize=(6.8, 0.5 * len(groups) + 1.1))
-    for y, ((miner, _, _), group) in enumerate(groups):
-        colour = MINER_COLOURS.get(miner, MUTED)
-        mean, low, high, count = mean_interval(group[metric].tolist())
-        if count > 1:
-            ax.plot([low, high], [y, y], color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt")
-        ax.plot(group[metric], [y] * len(group), "o", color=colour, markersize=4)
-        right = max(group[metric].max(), high) if count > 1 else group[metric].max()
-        ax.annotate(f"{mean:.3f}", (right, y), (6, 0), textcoords="offset points", va="center")
-    ax.set(
-        yticks=range(len(groups)),
-        xlabel=f"{metric.removeprefix('metrics.')}, unseen test classes",
-        ylim=(-0.6, len(groups) - 0.4),
-    )
-    ax.set_yticklabels([method_name(*name) for name, _ in groups])
-    ax.margins(x=0.12)
     return figure

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bonlib.paths import project_dir, results_dir, write_atomically
+from bonlib.style import method_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +72,8 @@ def load_runs(sweep: str) -> "pd.DataFrame":
         sweep: folder below the results directory.
 
     Returns:
-        A DataFrame with plain config names, and ``metrics.…``, ``miner.…``, ``seconds.…``, ``provenance.…``, sorted by
+        A DataFrame with plain config names, ``method`` as it is called in tables, ``metrics.…`` on the test classes,
+        ``validation.…`` at the last step, ``miner_stats.…``, ``bags.…``, ``seconds.…``, ``provenance.…``, sorted by
         name; empty where the folder is.
     """
     import pandas as pd
@@ -80,7 +82,10 @@ def load_runs(sweep: str) -> "pd.DataFrame":
     for record in _records(sweep):
         row = {"key": record["key"], **record["config"], "error": record.get("error")}
         row["peak_memory_gib"] = record.get("peak_memory_gib")
-        for part in ("metrics", "miner_stats", "seconds", "provenance"):
+        row["method"] = _method(record["config"])
+        last = (record.get("history") or [{}])[-1]
+        row |= {f"validation.{name}": last[name] for name in ("recall@1", "map@r") if name in last}
+        for part in ("metrics", "miner_stats", "bags", "seconds", "provenance"):
             row |= {f"{part}.{name}": value for name, value in record.get(part, {}).items()}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -96,7 +101,8 @@ def load_history(sweep: str) -> "pd.DataFrame":
     rows = []
     for record in _records(sweep):
         for point in record.get("history", []):
-            rows.append(point | {"mean_loss": point.get("loss"), "key": record["key"]} | record["config"])
+            known = {"mean_loss": point.get("loss"), "key": record["key"], "method": _method(record["config"])}
+            rows.append(point | known | record["config"])
     return pd.DataFrame(rows)
 
 
@@ -114,6 +120,12 @@ def provenance() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    """What a run's method is called: by its own name, else by miner, form and loss."""
+    named = (str(config.get(part, "")) for part in ("miner", "form", "loss"))
+    return config.get("name") or method_name(*named)
 
 
 def _records(sweep: str) -> list[dict[str, Any]]:

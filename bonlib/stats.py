@@ -1,6 +1,7 @@
 """Means over seeds with intervals, and differences paired by seed."""
 # pandas is typed more loosely than it behaves:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportIndexIssue=false
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -91,10 +92,46 @@ def gains(runs: "pd.DataFrame", column: str, *, miner: str = "bag", baseline: st
     return pd.DataFrame(rows)
 
 
-def time_to_accuracy(runs: "pd.DataFrame", history: "pd.DataFrame", metric: str = "recall@1") -> "pd.DataFrame":
+def against(runs: "pd.DataFrame", column: str, method: str) -> "pd.DataFrame":
+    """What a method is ahead of each other one, paired by seed.
+
+    Args:
+        runs: as :func:`~bonlib.runs.load_runs` gives them.
+        column: what to compare.
+        method: name of the method.
+
+    Returns:
+        One row for each other method, best opponent first: its mean ``value``, the method's ``lead`` over it, ``low``
+        and ``high`` of the 95 % interval, ``seeds``, and ``verdict``: ahead, behind, or level where the interval holds
+        zero.
+
+    Raises:
+        ValueError: if there is no such method.
+    """
+    import pandas as pd
+
+    own = runs[runs["method"] == method]
+    if own.empty:
+        raise ValueError(f"method is {method!r}; allowed are {sorted(runs['method'].unique())}.")
+    rows = []
+    for other, group in runs[runs["method"] != method].groupby("method"):
+        lead, low, high, seeds = paired_difference(own, group, column)
+        verdict = "ahead" if low > 0 else "behind" if high < 0 else "level"
+        value = group[column].mean()
+        rows.append({"method": other, "value": value, "lead": lead, "low": low, "high": high, "seeds": seeds})
+        rows[-1]["verdict"] = verdict
+    return pd.DataFrame(rows).sort_values("value", ascending=False).set_index("method")
+
+
+def time_to_accuracy(
+    runs: "pd.DataFrame",
+    history: "pd.DataFrame",
+    metric: str = "recall@1",
+    baseline: str = "random sets + batch-hard",
+) -> "pd.DataFrame":
     """Steps and seconds of training until a run first reaches what the baseline reached at best.
 
-    The target is the best validation value of random sets with batch-hard, averaged over seeds. A run that never
+    The target is the baseline's best validation value, averaged over seeds. A run that never
     reaches it is censored: it counts in ``seeds`` but not in ``reached``, and a median is infinite where it is the
     middle one.
 
@@ -102,22 +139,38 @@ def time_to_accuracy(runs: "pd.DataFrame", history: "pd.DataFrame", metric: str 
         runs: as :func:`~bonlib.runs.load_runs` gives them.
         history: as :func:`~bonlib.runs.load_history` gives it.
         metric: column of the history.
+        baseline: method whose best value is the target.
 
     Returns:
         One row a method: ``target``, ``reached``, ``seeds``, and the medians over seeds of ``step`` and ``seconds``.
     """
     import pandas as pd
 
-    best = history.groupby(["key", "miner", "form", "loss"])[metric].max().reset_index()
-    baseline = best.query("miner == 'random' and form == 'set' and loss == 'batch-hard'")[metric]
-    target = float(baseline.mean())
+    best = history.groupby(["key", "method"])[metric].max().reset_index()
+    target = float(best.loc[best["method"] == baseline, metric].mean())
     rows = []
     for key in runs["key"]:
         points = history[history["key"] == key].sort_values("step")
         there = points[points[metric] >= target]
         first = there.iloc[0] if len(there) else {"step": np.inf, "training_seconds": np.inf}
-        method = points.iloc[0][["miner", "form", "loss"]].to_dict()
+        method = {"method": points.iloc[0]["method"]}
         rows.append(method | {"reached": len(there) > 0, "step": first["step"], "seconds": first["training_seconds"]})
-    groups = pd.DataFrame(rows).groupby(["miner", "form", "loss"], sort=False)
+    groups = pd.DataFrame(rows).groupby("method", sort=False)
     medians = groups[["step", "seconds"]].median()
     return medians.assign(target=target, reached=groups["reached"].sum(), seeds=groups.size())
+
+
+def cost_table(runs: "pd.DataFrame") -> "pd.DataFrame":
+    """Milliseconds of a step by part, the miner's share of it, and the peak of memory in GiB, means over seeds.
+
+    Returns:
+        One row a method: ``draw``, ``data``, ``compute``, ``hash``, ``refresh`` and ``total`` in ms, ``miner_share``
+        (draw, hash and refresh) and ``peak_memory_gib``.
+    """
+    parts = ["draw", "data", "compute", "hash", "refresh"]
+    seconds = runs.reindex(columns=[f"seconds.{part}" for part in parts]).fillna(0.0).set_axis(parts, axis=1)
+    table = seconds.mul(1000).div(runs["steps"], axis=0).groupby(runs["method"], sort=False).mean()
+    total = table.sum(axis=1)
+    memory = runs.groupby("method", sort=False)["peak_memory_gib"].mean()
+    share = table[["draw", "hash", "refresh"]].sum(axis=1) / total
+    return table.assign(total=total, miner_share=share, peak_memory_gib=memory)

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +23,6 @@ from bonlib.paths import project_dir, write_atomically
 from bonlib.report import write_report
 from bonlib.runs import config_key, find_run, run_path, save_run
 from bonlib.stats import mean_interval
-from bonlib.style import method_name
 
 TRAINING_NOTEBOOK = "04_training"
 
@@ -207,6 +207,34 @@ def _build() -> Path:
     return _root() / "build"
 
 
+def best_trials(sweep: str) -> list[dict[str, Any]]:
+    """The best trial of each method of a tuning sweep, by validation R@1 at its last step, in the order of the file.
+
+    Returns:
+        The settings of each method as the file gives them.
+
+    Raises:
+        ValueError: if a trial has no record.
+    """
+    import yaml
+
+    file = _sweep_file(sweep)
+    content = yaml.safe_load(file.read_text())
+    best: dict[str, tuple[float, dict[str, Any]]] = {}
+    for method, config in zip(content["methods"], read_sweep(file), strict=True):
+        record = find_run(asdict(config), sweep)
+        if record is None:
+            raise ValueError(f"{method} has no record in the sweep {sweep!r}; run it: --sweep {sweep} --no-notebooks.")
+        score = record["history"][-1]["recall@1"]
+        if score > best.get(config.name, (-1.0,))[0]:
+            best[config.name] = (score, method)
+    return [method for _, method in best.values()]
+
+
+def _sweep_file(sweep: str) -> Path:
+    return _root() / "notebooks" / "sweeps" / f"{sweep}.yaml"
+
+
 def results_lines(sweep: str) -> Iterator[str]:
     """R@1 on the test classes by method, one a line."""
     from bonlib.runs import load_runs
@@ -215,10 +243,9 @@ def results_lines(sweep: str) -> Iterator[str]:
     if "metrics.recall@1" not in runs:
         return
     runs = runs.dropna(subset=["metrics.recall@1"])  # a failed run has none
-    for name, group in runs.groupby(["miner", "form", "loss"]):
-        miner, form, loss = map(str, tuple(name))  # pyright: ignore[reportArgumentType]
+    for method, group in runs.groupby("method"):
         score = mean_interval(group["metrics.recall@1"].tolist())
-        yield f"  {method_name(miner, form, loss):34} R@1 {score}  ({score.seeds} seed{'s' * (score.seeds > 1)})"
+        yield f"  {method!s:34} R@1 {score}  ({score.seeds} seed{'s' * (score.seeds > 1)})"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -241,16 +268,21 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--fresh", action="store_true", help="do again what is already done")
     parser.add_argument("--no-notebooks", action="store_true", help="runs without papermill, and no report")
+    parser.add_argument("--choose", metavar="SWEEP", help="print the best trial of each method of this sweep, as YAML")
     options = parser.parse_args(arguments)
+    if options.choose:
+        print(*(f"  - {json.dumps(method, ensure_ascii=False)}" for method in best_trials(options.choose)), sep="\n")
+        return 0
     sweeps = options.sweep or [{"quick": "quick", "full": "main"}[options.preset]]
     threads = max((os.cpu_count() or 1) // options.jobs, 1)
     if options.preset == "quick" and not options.sweep:
         os.environ["BONLIB_FIGURES"] = str(_root() / "figures" / "quick")  # the committed figures are of the full study
     began = time.perf_counter()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill ends the processes too, as Ctrl-C does
 
     runs: list[Task] = []
     for sweep in sweeps:
-        configs = read_sweep(_root() / "notebooks" / "sweeps" / f"{sweep}.yaml")
+        configs = read_sweep(_sweep_file(sweep))
         if options.fresh:
             for config in configs:
                 run_path(asdict(config), sweep).unlink(missing_ok=True)

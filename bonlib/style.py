@@ -9,8 +9,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which people with the common kinds of colour blindness can tell apart.
-MINER_COLOURS = {"bag": "#D55E00", "random": "#0072B2"}
-MINER_NAMES = {"bag": "BoN", "random": "random"}
+MINER_COLOURS = {
+    "bag": "#D55E00",
+    "random": "#0072B2",
+    "class-based": "#009E73",
+    "smart": "#CC79A7",
+    "subspaces": "#E69F00",
+    "graph": "#56B4E9",
+    "hierarchical": "#8C6D1F",
+    "exact": "#222222",
+    "refreshed-bag": "#8C3B00",
+}
+MINER_NAMES = {
+    "bag": "BoN",
+    "random": "random",
+    "class-based": "SCHEM",
+    "smart": "smart mining",
+    "subspaces": "100K identities",
+    "graph": "graph sampling",
+    "hierarchical": "hierarchical triplet",
+    "exact": "exact oracle",
+    "refreshed-bag": "BoN, fresh table",
+}
 FORM_DASHES = {"set": "-", "triplet": "--", "pair": ":"}
 INK, MUTED, ACCENTS = "#222222", "#8A8A8A", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _STYLE: dict[str, Any] = {

@@ -8,6 +8,8 @@ from torch.utils.data import DataLoader
 from bonlib import BagOfNegatives, list_datasets, load_dataset
 from bonlib.datasets.glyphs import Glyphs, default_fonts
 
+FEW = {"fonts": [str(path) for path in default_fonts()[:8]], "characters": list(range(0x41, 0x250))}
+
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -123,3 +125,27 @@ def test_names(letters):
         load_dataset("glyph", "train")
     with pytest.raises(ValueError, match="no class of this split"):
         letters.of_class("Ω")
+
+
+def test_fewer_identities_are_numbered_anew_and_keep_their_images():
+    data = Glyphs("train", **FEW)
+    few = data.with_identities(10, seed=3)
+    assert few.num_classes == 10
+    assert few.labels.unique().tolist() == list(range(10))
+    for label, name in enumerate(few.class_names):
+        assert (few.images[few.labels == label].numpy() == data.of_class(name)).all()
+    assert all(len(values) == len(few) for values in few.attributes.values())
+    assert data.with_identities(10, seed=3).class_names == few.class_names != data.with_identities(10).class_names
+    with pytest.raises(ValueError, match="count is 1; allowed are 2 to"):
+        data.with_identities(1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_label_noise_changes_just_that_share(share):
+    data = Glyphs("train", **FEW)
+    noisy = data.with_label_noise(share, seed=1)
+    assert int((noisy.labels != data.labels).sum()) == round(share * len(data))
+    assert set(noisy.labels.tolist()) <= set(range(data.num_classes))
+    assert noisy.images is data.images
+    with pytest.raises(ValueError, match="share is 2; allowed"):
+        data.with_label_noise(2)

@@ -1,12 +1,13 @@
 """The online autoencoder against principal components and against the rules for input and state."""
 
 import copy
+import io
 
 import pytest
 import torch
 
 from bonlib.checks import check_embeddings
-from bonlib.hashing import OnlineAutoencoder, pack
+from bonlib.hashing import ITQ, OnlineAutoencoder, OnlinePCA, RandomHyperplanes, list_hashers, make_hasher, pack
 
 
 def gaussian(count: int, seed: int = 0, dim: int = 16) -> torch.Tensor:
@@ -67,6 +68,122 @@ def test_it_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     OnlineAutoencoder(16, 4).partial_fit(gaussian(8))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def fed(name: str, bits: int = 4, batches: int = 60, **options):
+    hasher = make_hasher(name, 16, bits, **options)
+    for seed in range(batches):
+        hasher.partial_fit(gaussian(64, seed))
+    return hasher
+
+
+def subspace_angle(hasher) -> float:
+    """Share of the variance that the best subspace holds and the hash's misses."""
+    data = gaussian(4000, 999)
+    data = data - data.mean(dim=0)
+    basis = torch.linalg.qr(hasher.state_dict()["encoder"])[0]
+    best = torch.linalg.svdvals(data).square()[: hasher.bits].sum()
+    return float(1 - (data @ basis).square().sum() / best)
+
+
+@pytest.mark.parametrize(("name", "missed"), [("pca", 0.02), ("itq", 0.02), ("tied", 0.05)])
+def test_principal_hashes_find_the_principal_subspace(name, missed):
+    assert subspace_angle(fed(name, batches=400, **({"lr": 0.02} if name == "tied" else {}))) < missed
+    assert subspace_angle(fed("hyperplanes")) > 0.2
+
+
+def test_online_pca_is_scikit_learns_over_the_same_batches_and_forgets_old_ones():
+    from sklearn.decomposition import IncrementalPCA
+
+    hasher, reference = OnlinePCA(16, 4), IncrementalPCA(4)
+    for seed in range(20):
+        hasher.partial_fit(gaussian(64, seed))
+        reference.partial_fit(gaussian(64, seed).double().numpy())
+    assert hasher.state_dict()["encoder"].T.numpy() == pytest.approx(reference.components_, abs=1e-5)
+    for seed in range(400):  # another world: the strong directions are now the weak ones
+        hasher.partial_fit(gaussian(64, seed).flip(1))
+    assert hasher.state_dict()["encoder"][-4:].norm() > 0.95 * hasher.state_dict()["encoder"].norm()
+
+
+def test_online_pca_takes_batches_smaller_than_the_code():
+    hasher = OnlinePCA(16, 8)
+    for i in range(30):
+        hasher.partial_fit(gaussian(200)[5 * i : 5 * i + 5])
+    assert hasher.state_dict()["seen"] == 150
+
+
+def test_itq_loses_less_by_the_signs_than_principal_components():
+    scales = torch.tensor([4.0, 1.0, 0.5, 0.2] + [0.01] * 12)  # so unequal that principal directions lose much
+    data = torch.randn(4096, 16, generator=torch.Generator().manual_seed(0)) * scales
+    losses = {}
+    for name in ("itq", "pca"):
+        hasher = make_hasher(name, 16, 4)
+        for part in data.split(64):
+            hasher.partial_fit(part)
+        along = torch.nn.functional.normalize(hasher.project(data), dim=1)  # (samples, bits)
+        losses[name] = float((along.sign() / 2 - along).square().sum(dim=1).mean())
+    assert losses["itq"] < 0.9 * losses["pca"]
+
+
+def test_spectral_hashing_cuts_the_longest_direction_first_at_half_and_then_at_quarters():
+    data = torch.rand(4096, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([10.0, 1.0])
+    data = torch.cat([data, torch.zeros(4096, 14)], dim=1)
+    hasher = make_hasher("spectral", 16, 2)
+    for part in data.split(64):
+        hasher.partial_fit(part)
+    x = data[:, 0]
+    projections = hasher.project(data)
+    half, quarters = (projections[:, i] > 0 for i in range(2))  # by frequency
+    share = float((half == (x < 5)).float().mean())
+    assert max(share, 1 - share) > 0.98
+    inner = (x > 2.5) & (x < 7.5)
+    share = float((quarters == inner).float().mean())
+    assert max(share, 1 - share) > 0.98
+
+
+def test_the_shuffled_control_has_the_codes_of_the_autoencoder_in_another_order():
+    shuffled, plain = fed("shuffled"), fed("autoencoder")
+    data = gaussian(256, 5)
+    codes = [hasher.encode(data).tolist() for hasher in (shuffled, plain)]
+    assert sorted(codes[0]) == sorted(codes[1])
+    assert codes[0] != codes[1]
+
+
+@pytest.mark.parametrize("name", list_hashers())
+def test_every_hash_goes_on_from_a_saved_state_and_keeps_its_bits_balanced(name):
+    first = fed(name, batches=120)
+    saved = io.BytesIO()
+    torch.save(first.state_dict(), saved)
+    saved.seek(0)
+    second = make_hasher(name, 16, 4, seed=9)
+    second.load_state_dict(torch.load(saved, weights_only=True))
+    for seed in range(200, 260):
+        first.partial_fit(gaussian(64, seed))
+        second.partial_fit(gaussian(64, seed))
+    assert torch.equal(first.encode(gaussian(500)), second.encode(gaussian(500)))
+    shares = (first.project(gaussian(4000, 999)) > 0).float().mean(dim=0)
+    assert (shares - 0.5).abs().max() < (0.2 if name == "spectral" else 0.15)  # it cuts at the middle of the range
+
+
+@pytest.mark.parametrize("name", list_hashers())
+def test_every_hash_refuses_bad_embeddings_and_stays_as_it_was(name):
+    hasher, untouched = fed(name), fed(name)
+    for bad in (torch.zeros(4, 15), torch.full((4, 16), torch.nan)):
+        with pytest.raises(ValueError, match="embeddings has"):
+            hasher.partial_fit(bad)
+        with pytest.raises(ValueError, match="embeddings has"):
+            hasher.project(bad)
+    assert torch.equal(hasher.encode(gaussian(500)), untouched.encode(gaussian(500)))
+
+
+def test_hashes_by_name_say_what_is_allowed():
+    with pytest.raises(ValueError, match="hasher is 'md5'; allowed are 'autoencoder'"):
+        make_hasher("md5", 16, 4)
+    for hasher in (ITQ, OnlinePCA):
+        with pytest.raises(ValueError, match=r"bits is 17; .* at most dim=16"):
+            hasher(16, 17)
+    with pytest.raises(ValueError, match="hash=RandomHyperplanes, this hash has OnlineAutoencoder"):
+        OnlineAutoencoder(16, 4).load_state_dict(RandomHyperplanes(16, 4).state_dict())
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bonlib import plots
-from bonlib.style import INK, MINER_COLOURS, save_figure
+from bonlib import plots, run_plots
+from bonlib.stats import against, cost_table
+from bonlib.style import INK, MINER_COLOURS, method_name, save_figure
 
 METHODS = [("random", "set", "batch-hard"), ("bag", "set", "batch-hard"), ("bag", "triplet", "triplet")]
 
@@ -21,7 +22,8 @@ def closed():
 def history():
     rng = np.random.default_rng(0)
     rows = [
-        {"key": f"{miner}{form}{seed}", "miner": miner, "form": form, "loss": loss, "seed": seed, "step": step,
+        {"key": f"{miner}{form}{seed}", "miner": miner, "form": form, "loss": loss, "seed": seed,
+         "method": method_name(miner, form, loss), "step": step,
          "images": step * 128, "training_seconds": step * 0.1, "loss_value": 0.1, "active": 1 / step,
          "recall@1": 0.5 + step / 100 + rng.normal() / 100}
         for miner, form, loss in METHODS for seed in range(3) for step in (10, 20, 30)
@@ -35,7 +37,7 @@ def lines_by_label(ax):
 
 @pytest.mark.parametrize("x", ["images", "training_seconds"])
 def test_curves_are_means_over_seeds_in_the_miners_colour(history, x):
-    (ax,) = plots.compare(history, x).axes
+    (ax,) = run_plots.compare(history, x).axes
     lines = lines_by_label(ax)
     assert set(lines) == {"random sets + batch-hard", "BoN sets + batch-hard", "BoN triplets"}
     expected = history.query("miner == 'bag' and form == 'triplet'").groupby("step")[[x, "recall@1"]].mean()
@@ -48,7 +50,7 @@ def test_curves_are_means_over_seeds_in_the_miners_colour(history, x):
 
 def test_final_scores_show_every_seed_best_method_on_top(history):
     runs = history.query("step == 30").assign(**{"metrics.recall@1": lambda frame: frame["recall@1"]})
-    (ax,) = plots.final_scores(runs).axes
+    (ax,) = run_plots.final_scores(runs).axes
     assert len(ax.get_yticklabels()) == 3
     means = runs.groupby(["miner", "form"])["recall@1"].mean().sort_values()
     shown = [float(text.get_text()) for text in ax.texts]
@@ -57,10 +59,57 @@ def test_final_scores_show_every_seed_best_method_on_top(history):
 
 def test_one_seed_has_no_interval(history):
     one = history.query("seed == 0")
-    (ax,) = plots.compare(one, "images").axes
+    (ax,) = run_plots.compare(one, "images").axes
     assert not ax.collections
-    (ax,) = plots.final_scores(one.query("step == 30").rename(columns={"recall@1": "metrics.recall@1"})).axes
+    (ax,) = run_plots.final_scores(one.query("step == 30").rename(columns={"recall@1": "metrics.recall@1"})).axes
     assert len(ax.get_lines()) == 3
+
+
+def test_each_opponent_has_a_panel_over_the_references(history):
+    figure = run_plots.opponents(history, "images", ["random sets + batch-hard", "BoN sets + batch-hard"])
+    shown = [ax for ax in figure.axes if ax.axison]
+    assert [ax.get_title("left") for ax in shown] == ["BoN triplets"]
+    assert [line.get_color() for line in shown[0].get_lines()] == [
+        MINER_COLOURS["random"],
+        MINER_COLOURS["bag"],
+        MINER_COLOURS["bag"],
+    ]
+
+
+def test_leads_and_costs_are_drawn_as_the_tables_say(history):
+    runs = history.query("step == 30").assign(
+        steps=30,
+        peak_memory_gib=1.0,
+        **{f"seconds.{part}": 0.3 for part in ("draw", "data", "compute", "hash")},
+    )
+    table = against(runs, "recall@1", "BoN triplets")
+    (ax,) = run_plots.leads(table, "BoN triplets").axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == table.index.tolist()
+    points = [line.get_xdata()[0] for line in ax.get_lines() if len(line.get_xdata()) == 1]
+    assert points == pytest.approx((100 * table["lead"]).tolist())
+    costs = cost_table(runs)
+    assert costs["total"].tolist() == pytest.approx(
+        [40] * 3
+    )  # four parts of 0.3 s in 30 steps; records without refresh
+    assert costs["miner_share"].tolist() == pytest.approx([0.5] * 3)
+    (ax,) = run_plots.costs(costs).axes
+    assert sum(bar.get_width() for bar in ax.patches) == pytest.approx(120)
+
+
+def test_a_metric_over_a_setting_has_a_line_a_miner(history):
+    runs = history.query("form == 'set'").rename(columns={"recall@1": "validation.recall@1"})
+    (ax,) = run_plots.over(runs, "step", "steps").axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["random sets", "BoN sets"]
+    expected = runs.query("miner == 'bag'").groupby("step")["validation.recall@1"].mean()
+    assert ax.get_lines()[1].get_ydata() == pytest.approx(expected.to_numpy()) or len(ax.get_lines()) > 2
+
+
+def test_hashes_stand_side_by_side_best_on_top():
+    names = {"validation.recall@1": [0.5, 0.7], "miner_stats.entropy_bits": [9, 10], "miner_stats.balance": [0.8, 0.9],
+             "miner_stats.churn": [0.5, np.nan], "bags.found": [0.1, 0.2]}  # fmt: skip
+    figure = run_plots.hashes(pd.DataFrame({"method": ["a", "autoencoder (ours)"]} | names))
+    assert len(figure.axes) == 5
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "autoencoder (ours)"]
 
 
 def test_active_shares_and_densities_are_labelled(history):

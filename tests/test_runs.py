@@ -12,7 +12,7 @@ from bonlib.datasets.glyphs import default_fonts
 from bonlib.experiment import Config, Experiment
 from bonlib.paths import write_atomically
 from bonlib.runs import config_key, find_run, load_history, load_runs, save_run
-from bonlib.stats import gains, mean_interval, paired_difference, summary, time_to_accuracy
+from bonlib.stats import against, gains, mean_interval, paired_difference, summary, time_to_accuracy
 
 FEW = {"fonts": [str(path) for path in default_fonts()[:8]], "characters": list(range(0x41, 0x250))}
 
@@ -73,6 +73,32 @@ def test_the_same_config_gives_the_same_numbers(folders):
     assert losses(seed=1) != losses(seed=2)
 
 
+def test_a_run_without_test_classes_measures_validation_and_bags(folders):
+    options = {"dataset_options": FEW, "steps": 4, "evaluate_every": 4, "batch_size": 24, "bits": 4}
+    config = Config(**options, test=False, measure_bags=True, name="a trial", miner_options={"hasher": "pca"})
+    experiment = Experiment(config)
+    assert len(list(experiment)) == 4
+    experiment.save("trial")
+    run = load_runs("trial").iloc[0]
+    assert run["method"] == "a trial"
+    assert "metrics.recall@1" not in run
+    assert run["validation.recall@1"] == experiment.history[-1]["recall@1"]
+    assert 0 <= run["bags.found"] <= 1
+
+
+def test_options_of_hash_loss_and_data_reach_them(folders):
+    lr = {"hasher": "autoencoder", "hasher_options": {"lr": 0.01}}
+    options = {"dataset_options": FEW, "batch_size": 24, "identities": 30, "label_noise": 0.5}
+    experiment = Experiment(Config(**options, miner_options=lr, loss="cosface", loss_options={"scale": 8}, loss_lr=0.1))
+    assert experiment.miner.hasher._optimizer.param_groups[0]["lr"] == 0.01
+    assert experiment.loss.loss.scale == 8
+    assert experiment.train.num_classes == 30
+    clean = Experiment(Config(**options | {"label_noise": 0.0})).train
+    assert float((clean.labels != experiment.train.labels).float().mean()) == pytest.approx(0.5, abs=0.01)
+    hierarchical = Experiment(Config(**options, miner="hierarchical", loss="hierarchical"))
+    assert hierarchical.loss.loss.margins == hierarchical.miner.margins
+
+
 def test_the_usual_loss_is_part_of_the_config():
     assert [Config(form=form).loss for form in ("set", "triplet", "pair")] == ["batch-hard", "triplet", "contrastive"]
     assert config_key({"loss": "triplet"}) != config_key({"loss": "soft-triplet"})
@@ -119,25 +145,42 @@ def test_differences_are_paired_by_seed():
         paired_difference(bag, random.assign(seed=random["seed"] + 10), "score")
 
 
+def test_a_method_is_ahead_level_or_behind_by_the_paired_interval():
+    scores = {
+        "BoN": [0.8, 0.82, 0.84],
+        "easy": [0.5, 0.53, 0.54],
+        "alike": [0.82, 0.8, 0.84],
+        "best": [0.9, 0.92, 0.93],
+    }
+    runs = pd.concat([frame("bag", values).assign(method=name) for name, values in scores.items()])
+    table = against(runs, "score", "BoN")
+    assert table["verdict"].to_dict() == {"best": "behind", "alike": "level", "easy": "ahead"}
+    assert table.index[0] == "best"
+    expected = scipy_stats.ttest_rel(scores["BoN"], scores["easy"]).confidence_interval(0.95)
+    assert table.loc["easy", ["low", "high"]].tolist() == pytest.approx([expected.low, expected.high])
+    with pytest.raises(ValueError, match=r"method is 'BON'; allowed are .'BoN'"):
+        against(runs, "score", "BON")
+
+
 def test_a_summary_tells_means_and_seeds():
     table = summary(pd.concat([frame("bag", [0.8, 0.9]), frame("random", [0.5])]), ["miner"], ["score"])
     assert table.loc["bag"].tolist() == [str(mean_interval([0.8, 0.9])), 2]
 
 
 def test_a_run_that_never_gets_there_is_not_dropped():
-    def history(key, miner, values):
+    def history(key, method, values):
         points = [{"step": 10 * (i + 1), "training_seconds": i + 1.0, "recall@1": v} for i, v in enumerate(values)]
-        return pd.DataFrame(points).assign(key=key, miner=miner, form="set", loss="batch-hard")
+        return pd.DataFrame(points).assign(key=key, method=method)
 
     records = pd.concat([
-        history("a", "random", [0.4, 0.6, 0.8]),
+        history("a", "random sets + batch-hard", [0.4, 0.6, 0.8]),
         history("b", "bag", [0.7, 0.8, 0.9]),
         history("c", "bag", [0.7, 0.7, 0.8]),
         history("d", "bag", [0.1, 0.2, 0.3]),
         history("e", "slow", [0.1, 0.2, 0.3]),
     ])  # fmt: skip
     runs = pd.DataFrame({"key": list("abcde")})
-    table = time_to_accuracy(runs, records).reset_index().set_index("miner")
+    table = time_to_accuracy(runs, records)
     assert table.loc["bag", ["step", "reached", "seeds"]].tolist() == [30, 2, 3]
     assert np.isinf(table.loc["slow", "seconds"])
-    assert table.loc["random", "seconds"] == 3
+    assert table.loc["random sets + batch-hard", "seconds"] == 3

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict
 
 import nbformat
 import pytest
+import yaml
 from tqdm.auto import tqdm
 
 from bonlib import study
@@ -21,7 +23,30 @@ def test_sweeps_differ_within_a_seed_in_the_method_alone(file):
     configs = study.read_sweep(file)
     assert len(configs) >= 4
     assert {c.dataset for c in configs} == {"glyphs"}
+    assert all(c.name for c in configs) or not any(c.name for c in configs)
     assert len({c.steps for c in configs}) == len({c.batch_size for c in configs}) == 1  # the same budget for all
+
+
+def test_the_rivals_are_the_trials_that_did_best_on_validation_classes():
+    content = yaml.safe_load(study._sweep_file("rivals").read_text())
+    assert content["methods"] == study.best_trials("tune")
+    trials = study.read_sweep(study._sweep_file("tune"))
+    assert set(Counter(c.name for c in trials).values()) == {3}  # the same number for each
+    assert not any(c.test for c in trials)
+    assert not {c.seed for c in trials} & set(content["seeds"])
+
+
+def test_best_trials_are_chosen_by_validation_recall(folders, tmp_path, monkeypatch):
+    text = "seeds: [9]\nmethods: [{name: a, lr: 0.1}, {name: a, lr: 0.2}, {name: b, lr: 0.1}, {name: a, lr: 0.3}]\n"
+    (tmp_path / "t.yaml").write_text(text)
+    monkeypatch.setattr(study, "_sweep_file", lambda sweep: tmp_path / f"{sweep}.yaml")
+    configs = study.read_sweep(tmp_path / "t.yaml")
+    for config, score in zip(configs[:3], (0.2, 0.6, 0.1), strict=True):
+        save_run(asdict(config), "t", history=[{"step": 1, "recall@1": 0.9}, {"step": 2, "recall@1": score}])
+    with pytest.raises(ValueError, match=r"'lr': 0.3.* has no record"):
+        study.best_trials("t")
+    save_run(asdict(configs[3]), "t", history=[{"step": 2, "recall@1": 0.3}])
+    assert study.best_trials("t") == [{"name": "a", "lr": 0.2}, {"name": "b", "lr": 0.1}]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +78,9 @@ def test_a_failed_run_is_recorded_with_its_error_and_the_others_go_on(folders):
 
 
 def test_runs_execute_without_notebooks(folders):
-    (config,) = [c for c in study.read_sweep(SWEEPS[0]) if c.miner == "bag" and c.form == "set" and c.seed == 0][:1]
+    (config,) = [
+        c for c in study.read_sweep(study._sweep_file("main")) if c.miner == "bag" and c.form == "set" and c.seed == 0
+    ][:1]
     (task,) = study.run_tasks([config], "trial", notebooks=False)
     assert task.command[:3] == [sys.executable, "-m", "bonlib.experiment"]
 

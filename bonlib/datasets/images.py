@@ -1,7 +1,7 @@
 """A dataset of labelled images in memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         labels = self.labels.clone()
         shifts = torch.from_numpy(rng.integers(1, self.num_classes, len(wrong)))  # never by nothing
         labels[wrong] = (labels[wrong] + shifts) % self.num_classes
-        return replace(self, labels=labels)
+        return ImageSet(self.images, labels, self.class_names, self.attributes)
 
     def of_class(self, name: str) -> NDArray[np.uint8]:
         """All images of the class of that name, ``(images, channels, height, width)`` uint8.
