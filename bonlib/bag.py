@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bonlib.hashing import Hasher, make_hasher, pack
@@ -48,6 +48,7 @@ class BagOfNegatives(Miner):
         per_class: samples of each class in a set; smaller classes are drawn with replacement.
         bags: buckets that the classes of a set come from.
         random_share: share of the classes of a set, or of the negatives, that are drawn at random instead: 0 to 1.
+        probe: whether a bucket with too few others is helped out by its Hamming neighbours, before random samples are.
         bits: length of the code, 1 to 24; by default so that a bucket of the filled table holds some 15 to 30 samples.
         hasher: name of a hash (:func:`~bonlib.hashing.list_hashers`), or an object with the methods of
             :class:`~bonlib.hashing.OnlineAutoencoder`, which brings its own ``bits``.
@@ -81,6 +82,7 @@ class BagOfNegatives(Miner):
         per_class: int = 4,
         bags: int = 1,
         random_share: float = 0.0,
+        probe: bool = True,
         bits: int | None = None,
         hasher: Hasher | str = "autoencoder",
         steps: int | None = None,
@@ -98,7 +100,7 @@ class BagOfNegatives(Miner):
                 f"hasher has dim={hasher.dim} and bits={hasher.bits}, the bag was given dim={dim} and bits={bits}; "
                 "give the same, or leave bits out."
             )
-        self.bags, self.random_share, self.hasher = bags, random_share, hasher
+        self.bags, self.random_share, self.probe, self.hasher = bags, random_share, probe, hasher
         self.table = BucketTable(self.num_samples, hasher.bits)
         # For each sample its bits, the least certain (nearest hyperplane) first: the order of probing.
         self._flips = np.zeros((self.num_samples, hasher.bits), dtype=np.uint8)
@@ -218,8 +220,13 @@ class BagOfNegatives(Miner):
         self._churn, self._error = state["churn"], state["error"]
 
     def _config(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("bits", "bags", "random_share")}
+        own = {name: getattr(self, name) for name in ("bits", "bags", "random_share", "probe")}
         return super()._config() | own
+
+    @property
+    def _probed(self) -> NDArray[np.uint8]:
+        """For each sample the bits to flip in search of others, in order; none without probing."""
+        return self._flips if self.probe else np.zeros((self.num_samples, 0), dtype=np.uint8)
 
     def draw_seeds(self, num_classes: int) -> Ids:
         """One sample each of ``num_classes`` classes, from the buckets of ``bags`` anchors and those near them."""
@@ -227,14 +234,14 @@ class BagOfNegatives(Miner):
         from_bags = round((1 - self.random_share) * num_classes)
         return _seeds(
             self.draw_anchors(self.bags), num_classes, from_bags, self._sets, self._mark,
-            self.class_of, *self.table.arrays, self._flips, self._class_stream, self._position,
+            self.class_of, *self.table.arrays, self._probed, self._class_stream, self._position,
             self._first, self._count, self._order, self._cursor, self._rng, self._tally,
         )  # fmt: skip
 
     def draw_negatives(self, anchors: Ids) -> Ids:
         """A sample of each anchor's bag, or of the fall-backs: ``(n,)`` to ``(n,)``."""
         drawn = _negatives(
-            anchors, self.class_of, *self.table.arrays, self._flips,
+            anchors, self.class_of, *self.table.arrays, self._probed,
             self._first, self._count, self._order, self._rng, self._tally,
         )  # fmt: skip
         if self.random_share:

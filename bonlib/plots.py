@@ -209,6 +209,8 @@ def seconds_by_part(seconds: Mapping[str, float], steps: int) -> Figure:
     """Milliseconds of a step by part, as one bar, with the share of the miner itself (draw + hash)."""
     figure, ax = plt.subplots(figsize=(8.2, 1.5))
     parts = {"draw": MINER_COLOURS["bag"], "hash": ACCENTS[2], "data": ACCENTS[3], "compute": MUTED}
+    if seconds.get("refresh"):
+        parts["refresh"] = ACCENTS[0]
     left, total = 0.0, sum(seconds[part] for part in parts)
     for part, colour in parts.items():
         width = 1000 * seconds[part] / steps

@@ -293,6 +293,17 @@ def test_a_share_of_a_set_and_of_the_negatives_is_drawn_at_random(share):
     assert elsewhere.mean() == pytest.approx(share * by_chance, abs=0.02)
 
 
+def test_without_probing_too_small_a_bucket_is_filled_up_at_random():
+    for probe in (True, False):
+        miner = make("bag", bits=5, probe=probe)
+        miner.update(np.arange(200), points())
+        for _ in range(30):
+            assert len(set(CLASS_OF[miner.draw_seeds(8)])) == 8
+        stats = miner.stats()
+        assert (stats["from_hamming1"] > 0) == (stats["from_hamming2"] > 0) == probe
+        assert probe or stats["from_own"] + stats["from_random"] == pytest.approx(1)
+
+
 def test_cross_batch_memory_keeps_its_pointer_in_the_state():
     first, second = (make_loss("cross-batch-memory", dim=DIM, memory_size=50) for _ in range(2))
     labels = torch.from_numpy(CLASS_OF)
