@@ -3,7 +3,8 @@
 from bonlib.bag import BagOfNegatives
 from bonlib.datasets import list_datasets, load_dataset
 from bonlib.evaluation import evaluate
-from bonlib.hashing import OnlineAutoencoder
+from bonlib.hashing import OnlineAutoencoder, list_hashers, make_hasher
+from bonlib.miners import list_miners, make_miner
 from bonlib.table import BucketTable
 from bonlib.training import Step, fit
 
@@ -15,5 +16,9 @@ __all__ = [
     "evaluate",
     "fit",
     "list_datasets",
+    "list_hashers",
+    "list_miners",
     "load_dataset",
+    "make_hasher",
+    "make_miner",
 ]

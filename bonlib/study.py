@@ -25,6 +25,10 @@ from bonlib.runs import config_key, find_run, run_path, save_run
 from bonlib.stats import mean_interval
 
 TRAINING_NOTEBOOK = "04_training"
+PRESETS = {
+    "quick": ("quick",),
+    "full": ("main", "tune", "rivals", "ablation_triplets", "ablation_sets", "ablation_hash", "ablation_ranks"),
+}
 
 
 @dataclass(frozen=True)
@@ -253,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bonlib.study", description=main.__doc__)
     parser.add_argument(
         "--preset",
-        choices=("quick", "full"),
+        choices=tuple(PRESETS),
         default="quick",
         help="quick: minutes; full: the committed records",
     )
@@ -273,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.choose:
         print(*(f"  - {json.dumps(method, ensure_ascii=False)}" for method in best_trials(options.choose)), sep="\n")
         return 0
-    sweeps = options.sweep or [{"quick": "quick", "full": "main"}[options.preset]]
+    sweeps = options.sweep or list(PRESETS[options.preset])
     threads = max((os.cpu_count() or 1) // options.jobs, 1)
     if options.preset == "quick" and not options.sweep:
         os.environ["BONLIB_FIGURES"] = str(_root() / "figures" / "quick")  # the committed figures are of the full study

@@ -300,8 +300,8 @@ def test_without_probing_too_small_a_bucket_is_filled_up_at_random():
         for _ in range(30):
             assert len(set(CLASS_OF[miner.draw_seeds(8)])) == 8
         stats = miner.stats()
-        assert (stats["from_hamming1"] > 0) == (stats["from_hamming2"] > 0) == probe
-        assert probe or stats["from_own"] + stats["from_random"] == pytest.approx(1)
+        assert (stats["from_hamming1"] > 0.3) == probe
+        assert (stats["from_random"] > 0.3) != probe
 
 
 def test_cross_batch_memory_keeps_its_pointer_in_the_state():

@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 from bonlib.datasets.images import ImageSet
 from bonlib.losses import make_loss
-from bonlib.miners import make_miner
+from bonlib.miners import list_miners, make_miner
 from bonlib.sampling import Miner
 from bonlib.training import CollapseWarning, fit
 
@@ -29,7 +29,8 @@ def encoder(dropout: float = 0.2) -> nn.Module:
 
 def begin(steps, form="set", miner="bag", *, net, **options):
     data = toy(0)
-    sampler = make_miner(miner, data.labels, 8, form=form, batch_size=12, seed=1)
+    looks = {} if miner in ("bag", "random", "class-based") else {"every": 15, "warm_up": 4}
+    sampler = make_miner(miner, data.labels, 8, form=form, batch_size=12, seed=1, **looks)
     loss = make_loss({"set": "batch-hard", "triplet": "triplet", "pair": "contrastive"}[form], form)
     return fit(net, data, sampler, loss, steps=steps, **options)
 
@@ -69,6 +70,52 @@ def test_a_resumed_run_comes_to_the_same_numbers_bit_for_bit(form, schedule, tmp
     assert [(s.loss, s.active) for s in steps] == [(s.loss, s.active) for s in expected[35:]]
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
+
+
+@pytest.mark.parametrize("miner", sorted(set(list_miners()) - {"bag"}))
+def test_every_miner_resumes_bit_for_bit(miner, tmp_path):
+    whole, expected = train(40, miner=miner)
+    torch.manual_seed(5)
+    for step in begin(40, miner=miner, net=encoder(), checkpoint=tmp_path / "run.pt", checkpoint_every=23):
+        if step.step == 27:
+            break
+    resumed = encoder()
+    _, steps = train(40, miner=miner, net=resumed, checkpoint=tmp_path / "run.pt")
+    assert [s.loss for s in steps] == [s.loss for s in expected[23:]]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_looks_see_the_encoder_in_evaluation_mode_as_it_is_then():
+    net, data, seen = encoder(), toy(0), []
+    miner = make_miner("exact", data.labels, 8, batch_size=12, seed=1, every=10, warm_up=5)
+    learn = miner._look
+    miner._look = lambda embeddings: (seen.append(embeddings.clone()), learn(embeddings))
+    for step in fit(net, data, miner, make_loss("batch-hard"), steps=15):
+        assert net.training
+        if step.step == 5:
+            with torch.no_grad():
+                expected = net.eval()(data.images.float() / 255)
+            net.train()
+    assert len(seen) == 1
+    assert torch.allclose(seen[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["proxy-anchor", "cosface", "cross-batch-memory"])
+def test_losses_with_a_state_resume_with_it(loss, tmp_path):
+    def run(steps, **options):
+        data, net = toy(0), encoder(dropout=0)
+        sampler = make_miner("random", data.labels, 8, batch_size=12, seed=1)
+        made = make_loss(loss, dim=8, num_classes=40)
+        return made, [s.loss for s in fit(net, data, sampler, made, steps=steps, loss_lr=0.05, **options)]
+
+    made, expected = run(40)
+    run(25, checkpoint=tmp_path / "run.pt")
+    again, rest = run(40, checkpoint=tmp_path / "run.pt")
+    assert rest == expected[25:]
+    assert all(torch.equal(a, b) for a, b in zip(made.parameters(), again.parameters(), strict=True))
+    before = make_loss(loss, dim=8, num_classes=40)
+    moved = [float((a - b).detach().abs().max()) for a, b in zip(made.parameters(), before.parameters(), strict=True)]
+    assert all(distance > 0.1 for distance in moved)  # forty steps at the rate of their own
 
 
 def test_a_run_cut_off_between_checkpoints_resumes_from_the_last(tmp_path):
