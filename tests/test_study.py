@@ -29,7 +29,9 @@ def test_sweeps_differ_within_a_seed_in_the_method_alone(file):
 
 def test_the_rivals_are_the_trials_that_did_best_on_validation_classes():
     content = yaml.safe_load(study._sweep_file("rivals").read_text())
-    assert content["methods"] == study.best_trials("tune")
+    best = {trial["name"]: trial for trial in study.best_trials("tune")}
+    left_out = {"random sets + lifted structure", "BoN sets + multi-similarity"}  # the file says why
+    assert {method["name"]: method for method in content["methods"]} == {k: best[k] for k in best if k not in left_out}
     trials = study.read_sweep(study._sweep_file("tune"))
     assert set(Counter(c.name for c in trials).values()) == {3}  # the same number for each
     assert not any(c.test for c in trials)
