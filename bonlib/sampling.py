@@ -241,6 +241,13 @@ class Miner:
         """The next sample of the stream of class ``c``."""
         return int(_next_in_class(c, self._first, self._count, self._order, self._cursor, self._rng))
 
+    def _check_groups(self, groups: int) -> None:
+        """Refuse a number of anchors that a set has no room for."""
+        if self.form == "set" and not 1 <= groups <= self.batch_size // self.per_class:
+            raise ValueError(
+                f"groups is {groups}; allowed are 1 to {self.batch_size // self.per_class}, the classes of a batch."
+            )
+
     def _checked_update(self, indices: ArrayLike | Tensor, embeddings: Tensor) -> tuple[Ids, Tensor]:
         """Both arguments of :meth:`update`, checked: ``(batch,)`` and finite float32 ``(batch, dim)``."""
         embeddings = check_embeddings(embeddings, self.dim)

@@ -214,6 +214,14 @@ def test_looks_come_after_the_warm_up_and_then_every_so_often(name):
 
 
 @pytest.mark.parametrize("name", LOOKING)
+def test_a_loop_that_forgets_to_look_is_warned_once(name):
+    miner = make(name, warm_up=2, every=3, steps=20)
+    with pytest.warns(UserWarning, match="waits for a look at the data set since 3 batches") as warned:
+        assert len(list(miner)) == 20
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize("name", LOOKING)
 @pytest.mark.parametrize("bad", [torch.zeros(3, DIM), torch.zeros(200, DIM + 1), torch.full((200, DIM), torch.nan)])
 def test_a_bad_look_is_refused_and_changes_nothing(name, bad):
     miner, untouched = looked(name, steps=10), looked(name, steps=10)

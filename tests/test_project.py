@@ -164,3 +164,21 @@ def test_the_loop_in_the_readme_runs(form):
     exec(code.replace('form="set", batch_size=128', f'form="{form}", batch_size={size}'), scope)
     assert scope["bag"].form == form
     assert scope["bag"].stats()["filled"] > 0.4
+
+
+def test_the_field_in_the_readme_is_what_the_records_say():
+    from bonlib.runs import load_runs
+    from bonlib.stats import against, mean_interval
+
+    field = load_runs("rivals").query("error.isna()")
+    leads = against(field, "metrics.recall@1", "BoN sets + batch-hard")
+    text = (ROOT / "README.md").read_text().split("### Against the field")[1]
+    rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    table = {name: cells for name, *cells in rows[1:] if not name.startswith("-")}
+    assert set(table) == set(field["method"])
+    for name, (recall, map_at_r, lead, *_) in table.items():
+        runs = field[field["method"] == name]
+        assert [recall, map_at_r] == [str(mean_interval(runs[f"metrics.{m}"].tolist())) for m in ("recall@1", "map@r")]
+        if name in leads.index:
+            lead_of = leads.loc[name]
+            assert lead == f"{lead_of['lead']:+.3f} [{lead_of['low']:.3f}, {lead_of['high']:.3f}] {lead_of['verdict']}"

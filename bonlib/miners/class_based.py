@@ -48,7 +48,7 @@ class ClassBased(Miner):
         **layout: Unpack[Layout],
     ) -> None:
         super().__init__(labels, dim, **layout)
-        check_groups(self, groups)
+        self._check_groups(groups)
         if nearest < 1:
             raise ValueError(f"nearest is {nearest}; give at least 1 class.")
         if not 0 <= momentum < 1:
@@ -113,15 +113,3 @@ class ClassBased(Miner):
 
     def _config(self) -> dict[str, Any]:
         return super()._config() | {name: getattr(self, name) for name in ("nearest", "groups", "momentum")}
-
-
-def check_groups(miner: Miner, groups: int) -> None:
-    """Refuse a number of anchors that a set has no room for.
-
-    Raises:
-        ValueError: if it is not in 1 to the number of classes in a set.
-    """
-    if miner.form == "set" and not 1 <= groups <= miner.batch_size // miner.per_class:
-        raise ValueError(
-            f"groups is {groups}; allowed are 1 to {miner.batch_size // miner.per_class}, the classes of a batch."
-        )

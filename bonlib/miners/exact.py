@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.miners.class_based import check_groups
 from bonlib.miners.refreshing import Refreshing
 from bonlib.sampling import Ids, Layout
 
@@ -51,7 +50,7 @@ class ExactNeighbours(Refreshing):
         **layout: Unpack[Layout],
     ) -> None:
         super().__init__(labels, dim, every=every, warm_up=warm_up, **layout)
-        check_groups(self, groups)
+        self._check_groups(groups)
         first, last = ranks
         if not 1 <= first <= last:
             raise ValueError(f"ranks is {ranks}; give the first and the last, counted from 1.")

@@ -8,7 +8,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.miners.class_based import check_groups
 from bonlib.miners.refreshing import Refreshing, class_means
 from bonlib.sampling import Ids, Layout
 
@@ -56,7 +55,7 @@ class Hierarchical(Refreshing):
         **layout: Unpack[Layout],
     ) -> None:
         super().__init__(labels, dim, every=every, warm_up=warm_up, **layout)
-        check_groups(self, groups)
+        self._check_groups(groups)
         if levels < 1:
             raise ValueError(f"levels is {levels}; give at least 1.")
         self.groups, self.levels, self.constant = groups, levels, constant

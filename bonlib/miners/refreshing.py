@@ -1,5 +1,6 @@
 """Miners that look at the whole data set through the encoder every so many batches."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
@@ -17,7 +18,7 @@ class Refreshing(Miner):
 
     In a loop of your own, before each batch: ``if miner.due: miner.refresh(embed)``, where ``embed`` takes dataset
     indices ``(n,)`` to embeddings ``(n, dim)``; :func:`~bonlib.training.fit` does so by itself. The look is the cost
-    that BoN avoids: one forward pass over all N samples, unless a subclass asks for fewer.
+    that BoN avoids: one forward pass over all N samples, unless a subclass asks for fewer. Who forgets it is warned.
 
     Args:
         labels: ``(num_samples,)`` integers.
@@ -94,6 +95,12 @@ class Refreshing(Miner):
 
     def _draw_batch(self) -> Ids:
         self._left -= 1
+        if self._left == -self.every:
+            warnings.warn(
+                f"{type(self).__name__} waits for a look at the data set since {self.every} batches, and draws from an "
+                "old one or at random; before each batch: if miner.due: miner.refresh(embed).",
+                stacklevel=4,
+            )
         return super()._draw_batch()
 
     def _wanted(self) -> Ids:

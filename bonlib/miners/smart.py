@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bonlib.losses import active_share
-from bonlib.miners.class_based import check_groups
 from bonlib.miners.refreshing import Refreshing
 from bonlib.sampling import Ids, Layout
 
@@ -61,7 +60,7 @@ class SmartMining(Refreshing):
         **layout: Unpack[Layout],
     ) -> None:
         super().__init__(labels, dim, every=every, warm_up=warm_up, **layout)
-        check_groups(self, groups)
+        self._check_groups(groups)
         if not 0 <= target <= 1:
             raise ValueError(f"target is {target}; allowed are 0 to 1.")
         if nearest < 1:
@@ -114,7 +113,7 @@ class SmartMining(Refreshing):
         return negatives
 
     def _neighbours(self, anchor: int) -> Iterator[tuple[int, int]]:
-        """Classes near an anchor with their nearest samples: those about the rank wanted, from there to easier ones."""
+        """Classes near an anchor with their nearest samples: those about the rank wanted, then nearer ones."""
         query = self._index.reconstruct(anchor)[None]
         found = self._index.search(query, self.nearest)[1][0]
         found = found[(found >= 0) & (self.class_of[found] != self.class_of[anchor])]
