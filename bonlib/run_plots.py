@@ -53,7 +53,7 @@ def opponents(history: "pd.DataFrame", x: str, references: Sequence[str], metric
     columns = 4
     rows = -(-len(others) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(10.5, 2.1 * rows + 0.6), sharex=True, sharey=True, squeeze=False
+        rows, columns, figsize=(10.5, 1.8 * rows + 0.8), sharex=True, sharey=True, squeeze=False
     )
     for ax, name in zip(axes.flat, others, strict=False):
         for reference in references:
@@ -62,9 +62,11 @@ def opponents(history: "pd.DataFrame", x: str, references: Sequence[str], metric
         ax.set_title(name, fontsize=9)
     for ax in axes.flat[len(others) :]:
         ax.set_axis_off()
+    for column in range(columns):  # the lowest panel of a column bears the numbers, even where the row below ends early
+        axes[(len(others) - 1 - column) // columns, column].tick_params(labelbottom=True)
     lines, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(lines[:-1], [f"{name} (thin, in every panel)" for name in names[:-1]], loc="outside lower center",
-                  ncols=len(references), fontsize=9)  # fmt: skip
+    names = [f"{name} (thin, in every panel)" for name in names[:-1]]
+    figure.legend(lines[:-1], names, loc="outside upper center", ncols=len(references), fontsize=9)
     figure.supxlabel(_AXES.get(x, x), fontsize=10)
     figure.supylabel(f"{metric}, validation classes", fontsize=10)
     return figure
