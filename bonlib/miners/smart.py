@@ -114,7 +114,7 @@ class SmartMining(Refreshing):
 
     def _neighbours(self, anchor: int) -> Iterator[tuple[int, int]]:
         """Classes near an anchor with their nearest samples: those about the rank wanted, then nearer ones."""
-        query = self._index.reconstruct(anchor)[None]
+        query = np.asarray(self._index.reconstruct(anchor))[None]  # a tensor, where faiss's torch extras are loaded
         found = self._index.search(query, self.nearest)[1][0]
         found = found[(found >= 0) & (self.class_of[found] != self.class_of[anchor])]
         classes, first = np.unique(self.class_of[found], return_index=True)
