@@ -82,17 +82,14 @@ def _band(ax: Axes, runs: "pd.DataFrame", x: str, metric: str, name: str, linewi
         ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def final_scores(runs: "pd.DataFrame", metric: str = "metrics.recall@1", *, ranked: bool = True) -> Figure:
-    """A metric of all methods: a dot a seed, a bar for the 95 % interval of the mean.
+def final_scores(runs: "pd.DataFrame", metric: str = "metrics.recall@1") -> Figure:
+    """A metric of all methods, the best on top: a dot a seed, a bar for the 95 % interval of the mean.
 
     Args:
         runs: as :func:`~bonlib.runs.load_runs` gives them.
         metric: column to draw, on test classes (``metrics.…``) or validation classes (``validation.…``).
-        ranked: the best on top; else in the order of the runs.
     """
-    groups = list(runs.groupby("method", sort=False))[::-1]
-    if ranked:
-        groups.sort(key=lambda item: item[1][metric].mean())
+    groups = sorted(runs.groupby("method", sort=False), key=lambda item: item[1][metric].mean())
     figure, ax = plt.subplots(figsize=(6.8, 0.36 * len(groups) + 1.1))
     for y, (_, group) in enumerate(groups):
         colour = MINER_COLOURS.get(group["miner"].iloc[0], MUTED)

@@ -1,17 +1,16 @@
 """Graph sampling: each batch is a class and its nearest classes."""
 
-from collections.abc import Iterator
 from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.miners.refreshing import Refreshing
+from bonlib.miners.refreshing import NearClasses
 from bonlib.sampling import FORMS, Ids, Layout
 
 
-class GraphSampling(Refreshing):
+class GraphSampling(NearClasses):
     """A graph of nearest classes, made anew every so often; a batch is a class and its neighbours.
 
     The graph is of one random sample a class. Every class is the centre of a batch once before any is twice. A negative
@@ -36,8 +35,6 @@ class GraphSampling(Refreshing):
     are our reading.
     """
 
-    _learned = ("neighbours",)
-
     def __init__(
         self,
         labels: ArrayLike | Tensor,
@@ -54,23 +51,12 @@ class GraphSampling(Refreshing):
         if nearest < 1:
             raise ValueError(f"nearest is {nearest}; give at least 1 class.")
         self.nearest = min(nearest, len(self.classes) - 1)
-        self._neighbours = np.empty((0, self.nearest), dtype=np.int64)  # of each class, nearest first
 
     def draw_seeds(self, num_classes: int) -> Ids:
         """The next class and its neighbours, nearest first."""
-        if not len(self._neighbours):
+        if not self._looks:
             return super().draw_seeds(num_classes)
         return self.seeds_around(num_classes, super().draw_seeds(1), self._near)
-
-    def draw_negatives(self, anchors: Ids) -> Ids:
-        """A sample of a random neighbour of each anchor's class."""
-        if not len(self._neighbours):
-            return super().draw_negatives(anchors)
-        chosen = self._neighbours[self.class_of[anchors], self._rng.integers(0, self.nearest, len(anchors))]
-        return np.array([self._next_of(int(c)) for c in chosen])
-
-    def _near(self, anchor: int) -> Iterator[tuple[int, int]]:
-        return ((int(c), -1) for c in self._neighbours[self.class_of[anchor]])
 
     def _wanted(self) -> Ids:
         """One random sample a class."""

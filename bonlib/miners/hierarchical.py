@@ -1,6 +1,5 @@
 """Hierarchical triplet loss: a tree of classes gives the batches and the margins."""
 
-from collections.abc import Iterator
 from typing import Any, Unpack
 
 import numpy as np
@@ -8,11 +7,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.miners.refreshing import Refreshing, class_means
+from bonlib.miners.refreshing import NearClasses, class_means
 from bonlib.sampling import Ids, Layout
 
 
-class Hierarchical(Refreshing):
+class Hierarchical(NearClasses):
     """Classes merged bottom-up into a tree; batches of neighbouring classes, margins by the level where two meet.
 
     The distance of two classes is the mean squared distance of their samples. A set is made of ``groups`` random
@@ -63,7 +62,6 @@ class Hierarchical(Refreshing):
         self._nearest = min(max(-(-classes // groups) - 1, 1), len(self.classes) - 1)
         self._meeting = np.empty(0, dtype=np.float32)  # of each pair of classes: threshold of the level where they meet
         self._spread = np.empty(0, dtype=np.float32)  # of each class: mean squared distance of its samples
-        self._neighbours = np.empty((0, self._nearest), dtype=np.int64)
 
     def margins(self, anchors: Tensor, negatives: Tensor) -> Tensor:
         """Margin of a triplet on squared distances, from the classes of anchor and negative.
@@ -89,16 +87,6 @@ class Hierarchical(Refreshing):
         if not self._looks:
             return super().draw_seeds(num_classes)
         return self.seeds_around(num_classes, super().draw_seeds(self.groups), self._near)
-
-    def draw_negatives(self, anchors: Ids) -> Ids:
-        """A sample of one of the nearest classes of each anchor's class."""
-        if not self._looks:
-            return super().draw_negatives(anchors)
-        chosen = self._neighbours[self.class_of[anchors], self._rng.integers(0, self._nearest, len(anchors))]
-        return np.array([self._next_of(int(c)) for c in chosen])
-
-    def _near(self, anchor: int) -> Iterator[tuple[int, int]]:
-        return ((int(c), -1) for c in self._neighbours[self.class_of[anchor]])
 
     def _look(self, embeddings: Tensor) -> None:
         from scipy.cluster.hierarchy import cophenet, linkage

@@ -1,7 +1,7 @@
 """Miners that look at the whole data set through the encoder every so many batches."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Unpack
 
 import numpy as np
@@ -114,6 +114,24 @@ class Refreshing(Miner):
     def _look(self, embeddings: Tensor) -> None:
         """Learn from the embeddings of :meth:`_wanted`."""
         raise NotImplementedError
+
+
+class NearClasses(Refreshing):
+    """A miner whose look brings, for each class, the same number of near classes, nearest first."""
+
+    _learned = ("neighbours",)
+    _neighbours: NDArray[np.int64]  # (num_classes, near classes)
+
+    def draw_negatives(self, anchors: Ids) -> Ids:
+        """A sample of a random near class of each anchor's class."""
+        if not self._looks:
+            return super().draw_negatives(anchors)
+        near = self._neighbours.shape[1]
+        chosen = self._neighbours[self.class_of[anchors], self._rng.integers(0, near, len(anchors))]
+        return np.array([self._next_of(int(c)) for c in chosen])
+
+    def _near(self, anchor: int) -> Iterator[tuple[int, int]]:
+        return ((int(c), -1) for c in self._neighbours[self.class_of[anchor]])
 
 
 def class_means(embeddings: Tensor, class_of: NDArray[np.integer[Any]], num_classes: int) -> Tensor:
