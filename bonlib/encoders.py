@@ -41,17 +41,56 @@ def small_convnet(dim: int = 64, in_channels: int = 1) -> nn.Module:
     return encoder.to(memory_format=torch.channels_last)  # a third faster on the CPU
 
 
-def make_encoder(name: str = "small", *, dim: int = 64, in_channels: int = 1, seed: int = 0) -> nn.Module:
-    """An untrained encoder: images ``(batch, in_channels, height, width)`` to unit embeddings ``(batch, dim)``.
+class FrozenBatchNorm(nn.Module):
+    """A backbone whose batch norm layers stay in evaluation mode, with the statistics that its weights came with.
+
+    Their scales and shifts are frozen too. Small batches, or batches from a few buckets, would change the statistics.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        for layer in self._norms():
+            layer.requires_grad_(False)
+        self.train(self.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the backbone returns."""
+        return self.model(images)
+
+    def train(self, mode: bool = True) -> "FrozenBatchNorm":
+        """Set the mode of all layers but the batch norms."""
+        super().train(mode)
+        for layer in self._norms():
+            layer.eval()
+        return self
+
+    def _norms(self) -> list[nn.Module]:
+        return [layer for layer in self.model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+
+
+def make_encoder(
+    name: str = "small",
+    *,
+    dim: int = 64,
+    in_channels: int = 1,
+    seed: int = 0,
+    weights: str | None = None,
+    freeze_batch_norm: bool = False,
+) -> nn.Module:
+    """An encoder: images ``(batch, in_channels, height, width)`` to unit embeddings ``(batch, dim)``.
 
     Args:
         name: ``"small"``, or a torchvision classification model with a last linear layer, such as ``"resnet50"``.
         dim: width of the embeddings.
         in_channels: channels of the images; torchvision's models take 3.
         seed: seed of the initial weights; the global generator is left as it was.
+        weights: of a torchvision model, such as ``"DEFAULT"`` or ``"IMAGENET1K_V2"``; torchvision fetches them on first
+            use. They expect images with ImageNet's statistics: ``load_dataset(…, statistics="imagenet")``.
+        freeze_batch_norm: keep the batch norms of a torchvision model as its weights brought them.
 
     Raises:
-        ValueError: if there is no such model, or it cannot take the images.
+        ValueError: if there is no such model or weights, or it cannot take the images.
 
     Example:
         >>> make_encoder(dim=16)(torch.zeros(2, 1, 32, 32)).shape
@@ -59,20 +98,27 @@ def make_encoder(name: str = "small", *, dim: int = 64, in_channels: int = 1, se
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return small_convnet(dim, in_channels) if name == "small" else _backbone(name, dim, in_channels)
+        if name != "small":
+            return _backbone(name, dim, in_channels, weights, freeze_batch_norm)
+        if weights is not None or freeze_batch_norm:
+            raise ValueError(f"weights is {weights!r} and freeze_batch_norm {freeze_batch_norm}; 'small' has neither.")
+        return small_convnet(dim, in_channels)
 
 
-def _backbone(name: str, dim: int, in_channels: int) -> nn.Module:
+def _backbone(name: str, dim: int, in_channels: int, weights: str | None, freeze_batch_norm: bool) -> nn.Module:
     from torchvision import models
 
     if name not in models.list_models(module=models):
         raise ValueError(f"name is {name!r}; allowed are 'small' and torchvision's classification models.")
     if in_channels != 3:
         raise ValueError(f"in_channels is {in_channels}; {name} takes 3. Repeat grey images over three channels.")
-    model = models.get_model(name, weights=None)
+    allowed = [entry.name for entry in models.get_model_weights(name)]
+    if weights not in (None, "DEFAULT", *allowed):
+        raise ValueError(f"weights is {weights!r}; {name} has {', '.join(allowed)}, 'DEFAULT' or None.")
+    model = models.get_model(name, weights=weights)
     owner, last = next((m, n) for m, n in reversed(_children(model)) if isinstance(getattr(m, n), nn.Linear))
     setattr(owner, last, nn.Linear(getattr(owner, last).in_features, dim))
-    return nn.Sequential(model, L2Normalize())
+    return nn.Sequential(FrozenBatchNorm(model) if freeze_batch_norm else model, L2Normalize())
 
 
 def _children(model: nn.Module) -> list[tuple[nn.Module, str]]:

@@ -34,6 +34,7 @@ class Config:
     identities: int | None = None  # train on so many, drawn with the seed; None: all
     label_noise: float = 0.0  # share of the training images that bear a wrong label, drawn with the seed
     encoder: str = "small"
+    encoder_options: dict[str, Any] = field(default_factory=dict)  # of a torchvision backbone, such as weights
     dim: int = 64  # width of the embeddings
     miner: str = "bag"
     bits: int | None = None  # of the code; None: by the number of samples
@@ -53,6 +54,7 @@ class Config:
     evaluate_every: int | None = None  # steps; None: ten times in all, at most every 50 steps
     precision: Precision = "float32"
     device: str = "cpu"
+    workers: int = 0  # processes that decode images, for a data set that is not in memory
     measure_bags: bool = False  # compare the bags in the end with the exact nearest negatives
     test: bool = True  # whether to evaluate on the test classes in the end; choices are made without
     seed: int = 0  # of initial weights and batches; the data set and its split have a seed of their own
@@ -85,7 +87,7 @@ class Experiment:
             self.train = self.train.with_label_noise(config.label_noise, seed=config.seed)
         self.validation = load_dataset(config.dataset, "validation", **config.dataset_options)
         self.encoder = make_encoder(
-            config.encoder, dim=config.dim, in_channels=self.train.images.shape[1], seed=config.seed
+            config.encoder, dim=config.dim, in_channels=self.train.channels, seed=config.seed, **config.encoder_options
         )
         options = {name: getattr(config, name) for name in ("form", "batch_size", "per_class", "seed")}
         options |= config.miner_options | ({} if config.bits is None else {"bits": config.bits})
@@ -108,7 +110,7 @@ class Experiment:
         for step in fit(
             self.encoder, self.train, self.miner, self.loss,
             steps=self.config.steps, lr=self.config.lr, loss_lr=self.config.loss_lr, schedule=self.config.schedule,
-            device=self.config.device, precision=self.config.precision,
+            device=self.config.device, precision=self.config.precision, workers=self.config.workers,
             validation=self.validation, evaluate_every=self.config.evaluate_every or 0,
         ):  # fmt: skip
             losses.append(step.loss)
@@ -130,13 +132,16 @@ class Experiment:
 
     def save(self, sweep: str) -> Path:
         """Evaluate on the test classes, if asked to, and write the record into the folder ``sweep``; returns it."""
-        metrics = {}
+        metrics, data = {}, {"identities": self.train.num_classes, "images": len(self.train)}
         if self.config.test:
             test = load_dataset(self.config.dataset, "test", **self.config.dataset_options)
-            metrics = evaluate(self.encoder, test, device=self.config.device)
+            metrics = evaluate(self.encoder, test, device=self.config.device, workers=self.config.workers)
+            data |= {"test_identities": test.num_classes, "test_images": len(test)}
         quality = {}
         if self.config.measure_bags and isinstance(self.miner, BagOfNegatives):
-            embeddings, _ = embed(self.encoder, self.train, device=self.config.device)
+            embeddings, _ = embed(
+                self.encoder, self.train, device=self.config.device, workers=self.config.workers
+            )
             quality = bag_quality(self.miner, embeddings, anchors=500, seed=self.config.seed)
         # Linux counts the peak in KiB, macOS in bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
@@ -144,6 +149,7 @@ class Experiment:
             asdict(self.config),
             sweep,
             metrics=metrics,
+            data=data | {"source": self.train.source},
             miner_stats=self.miner.stats(),
             bags=quality,
             seconds=self.seconds,

@@ -73,7 +73,7 @@ def load_runs(sweep: str) -> "pd.DataFrame":
 
     Returns:
         A DataFrame with plain config names, ``method`` as it is called in tables, ``metrics.…`` on the test classes,
-        ``validation.…`` at the last step, ``miner_stats.…``, ``bags.…``, ``seconds.…``, ``provenance.…``, sorted by
+        ``validation.…`` at the last step, ``data.…`` sizes and source of the data, ``miner_stats.…``, ``bags.…``, ``seconds.…``, ``provenance.…``, sorted by
         name; empty where the folder is.
     """
     import pandas as pd
@@ -85,7 +85,7 @@ def load_runs(sweep: str) -> "pd.DataFrame":
         row["method"] = _method(record["config"])
         last = (record.get("history") or [{}])[-1]
         row |= {f"validation.{name}": last[name] for name in ("recall@1", "map@r") if name in last}
-        for part in ("metrics", "miner_stats", "bags", "seconds", "provenance"):
+        for part in ("metrics", "data", "miner_stats", "bags", "seconds", "provenance"):
             row |= {f"{part}.{name}": value for name, value in record.get(part, {}).items()}
         rows.append(row)
     return pd.DataFrame(rows)

@@ -297,7 +297,9 @@ def main(arguments: list[str] | None = None) -> int:
         # New records make the pages that read them stale.
         pages = notebook_tasks(options.preset, chosen, fresh=options.fresh or bool(runs))
     failed = []
-    load_dataset("glyphs", "all")  # draws the data set once, before processes would each do it
+    needed = {json.dumps([t.config["dataset"], t.config["dataset_options"]]) for t in runs if t.config}
+    for dataset, settings in map(json.loads, sorted(needed | {'["glyphs", {}]'})):
+        load_dataset(dataset, "all", **settings)  # once, before processes would each draw or decode it
     work = sum(task.weight for task in runs + pages)
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
     with tqdm(total=work, desc="study", smoothing=0, bar_format=form) as bar:

@@ -70,7 +70,7 @@ def test_the_cache_is_used_and_a_damaged_one_is_drawn_anew(letters, folders, mon
     content[len(content) // 2] ^= 0xFF
     for damaged in (bytes(content), content[: len(content) // 3], b""):
         cache.write_bytes(damaged)
-        with pytest.warns(UserWarning, match="damaged .* drawn anew"):
+        with pytest.warns(UserWarning, match="damaged .* made anew"):
             again = Glyphs("all", **options)
         assert torch.equal(again.images, letters.images)
     monkeypatch.setattr("bonlib.datasets.glyphs._draw_all", None)  # would fail if it were drawn

@@ -5,8 +5,10 @@ from typing import Any
 
 from bonlib.datasets.glyphs import Glyphs
 from bonlib.datasets.images import ImageSet
+from bonlib.datasets.omniglot import omniglot
+from bonlib.datasets.scripts import cjk, hangul
 
-_DATASETS: dict[str, Callable[..., ImageSet]] = {"glyphs": Glyphs}
+_DATASETS: dict[str, Callable[..., ImageSet]] = {"glyphs": Glyphs, "hangul": hangul, "cjk": cjk, "omniglot": omniglot}
 
 
 def list_datasets() -> list[str]:

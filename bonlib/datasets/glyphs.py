@@ -5,26 +5,22 @@ downloaded, and the hard negatives are real: ö ő ó, Ш Щ, ﬀ ﬁ.
 """
 
 import hashlib
-import json
 import unicodedata
-import warnings
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import affine_grid, grid_sample
 
+from bonlib.datasets.cache import cached_arrays
 from bonlib.datasets.images import ImageSet
-from bonlib.paths import data_dir, write_atomically
+from bonlib.datasets.splits import Split, check_split, split_identities
 
-Split = Literal["train", "validation", "test", "all"]
-SPLITS: dict[str, float] = {"train": 0.5, "validation": 0.1, "test": 0.4}  # shares of the identities
 SIZE = 32  # side of an image, pixels
 _CANVAS, _EM, _BASELINE = 48, 36, 36  # of the drawing that images are distorted from
 _VERSION = 7  # raise it when the same options would draw other images
@@ -56,14 +52,15 @@ class Glyphs(ImageSet):
     Attributes:
         class_names: the character of each identity (of several that draw alike, the first).
         attributes: ``character`` (its code point), ``face`` (position in ``faces``) and ``draw`` of each image.
-        faces: file names of the fonts, without suffix.
+        faces: file names of the fonts, without suffix; ``source`` holds them with their versions.
 
     Raises:
         ValueError: if an argument is out of its range, or fewer than ten characters are left.
         FileNotFoundError: if a font is not there.
 
     Example:
-        The Hangul syllables of some font: ``Glyphs(fonts=["NotoSansKR.otf"], characters=range(0xAC00, 0xD7A4))``.
+        The Hangul syllables of two fonts:
+        ``Glyphs(fonts=["NotoSansKR.otf", "NotoSerifKR.otf"], characters=range(0xAC00, 0xD7A4))``.
     """
 
     def __init__(
@@ -76,8 +73,7 @@ class Glyphs(ImageSet):
         min_faces: int | None = None,
         seed: int = 0,
     ) -> None:
-        if split not in (*SPLITS, "all"):
-            raise ValueError(f"split is {split!r}; allowed are {', '.join(map(repr, (*SPLITS, 'all')))}.")
+        check_split(split)
         if draws < 1:
             raise ValueError(f"draws is {draws}; give at least 1.")
         paths = [Path(font).expanduser() for font in fonts] if fonts is not None else default_fonts()
@@ -98,6 +94,7 @@ class Glyphs(ImageSet):
             labels=torch.from_numpy(np.searchsorted(chosen, arrays["identity"][here])),
             class_names=[chr(arrays["names"][i]) for i in chosen],
             attributes={name: arrays[name][here] for name in ("character", "face", "draw")},
+            source={"faces": [_face_name(path) for path in paths]},
         )
 
 
@@ -109,12 +106,13 @@ def default_fonts() -> list[Path]:
     return [folder / name for name in _DEJAVU + _STIX]
 
 
-def split_identities(count: int, seed: int) -> dict[str, NDArray[np.int64]]:
-    """Identities of each split, sorted: disjoint, together all, in the shares of ``SPLITS``."""
-    order = np.random.default_rng(seed).permutation(count)
-    ends = np.round(np.cumsum(list(SPLITS.values())) * count).astype(int)
-    parts = np.split(order, ends[:-1])
-    return {name: np.sort(part) for name, part in zip(SPLITS, parts, strict=True)} | {"all": np.arange(count)}
+def _face_name(path: Path) -> str:
+    """File name, and the version that the font states of itself."""
+    from fontTools.ttLib import TTFont
+
+    with TTFont(path, lazy=True, fontNumber=0) as font:
+        names: Any = font["name"]
+        return f"{path.name}: {names.getDebugName(5) or 'no version'}"
 
 
 def _cached(paths: list[Path], points: list[int] | None, draws: int, min_faces: int, seed: int) -> dict[str, Any]:
@@ -123,18 +121,7 @@ def _cached(paths: list[Path], points: list[int] | None, draws: int, min_faces: 
 
     fonts = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     options = [_VERSION, fonts, points, draws, min_faces, seed, features.version("freetype2")]
-    key = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:16]
-    file = data_dir() / "glyphs" / f"{key}.npz"
-    if file.exists():
-        try:
-            # The zip's checksums tell a damaged file.
-            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
-                return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            warnings.warn(f"The cache {file} is damaged ({error}); it is drawn anew.", stacklevel=3)
-    arrays = _draw_all(paths, points, draws, min_faces, seed)
-    write_atomically(file, lambda temporary: np.savez(temporary, **arrays))
-    return arrays
+    return cached_arrays("glyphs", options, lambda: _draw_all(paths, points, draws, min_faces, seed))
 
 
 def _draw_all(paths: list[Path], points: list[int] | None, draws: int, min_faces: int, seed: int) -> dict[str, Any]:

@@ -1,50 +1,102 @@
-"""A dataset of labelled images in memory."""
+"""A dataset of labelled images, in memory or in files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 
+class Images(Protocol):
+    """What gives uint8 images by index: a tensor, or files that are decoded when asked for."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """``(num_samples, channels, height, width)``."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """One image ``(channels, height, width)`` for an int, several for a tensor of indices, uint8."""
+        ...
+
+
 @dataclass
 class ImageSet(Dataset[tuple[Tensor, int]]):
-    """Labelled images as one uint8 tensor; batches are cut from it without a loader process.
+    """Labelled images, which a loop asks for by batches of indices.
 
     It is a map-style dataset too, for ``DataLoader(dataset, batch_sampler=miner, num_workers=…)``.
 
     Attributes:
-        images: ``(num_samples, channels, height, width)`` uint8.
+        images: ``(num_samples, channels, height, width)`` uint8: a tensor, or
+            :class:`~bonlib.datasets.files.ImageFiles`.
         labels: ``(num_samples,)`` int64, ``0 .. num_classes - 1``.
         class_names: name of each class.
-        attributes: what else is known of each sample, arrays of ``(num_samples,)`` by name.
+        attributes: what else is known of each sample, arrays of ``(num_samples,)`` by name. Of these ``query`` and
+            ``camera`` decide how a benchmark is evaluated, see :func:`~bonlib.evaluation.evaluate`.
+        transform: from one uint8 image to what the encoder gets, such as random flips and a normalisation; it draws
+            from torch's global generator, as torchvision's transforms do. ``None``: to float32 in 0 to 1.
+        source: where the images are from, plain values that go into the records of runs.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     class_names: list[str]
-    attributes: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    attributes: dict[str, NDArray[Any]] = field(default_factory=dict)
+    transform: Callable[[Tensor], Tensor] | None = None
+    source: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
         """Number of identities."""
         return len(self.class_names)
 
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for colour."""
+        return self.images.shape[1]
+
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image ``(channels, height, width)`` float32 in 0 to 1, and its label."""
-        return self.images[index].float() / 255, int(self.labels[index])
+        """Image ``(channels, height, width)`` float32 as the encoder gets it, and its label."""
+        image = self.images[index]
+        return image.float() / 255 if self.transform is None else self.transform(image), int(self.labels[index])
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images ``(batch, channels, height, width)`` float32 in 0 to 1, and labels ``(batch,)``."""
+    def batch(self, indices: ArrayLike) -> tuple[Tensor, Tensor]:
+        """Images ``(batch, channels, height, width)`` float32 as the encoder gets them, and labels ``(batch,)``."""
         chosen = torch.as_tensor(indices)
-        return self.images[chosen].float() / 255, self.labels[chosen]
+        images = self.images[chosen]  # (batch, channels, height, width)
+        if self.transform is None:
+            return images.float() / 255, self.labels[chosen]
+        return torch.stack([self.transform(image) for image in images]), self.labels[chosen]
+
+    def pixels(self, indices: ArrayLike) -> NDArray[np.uint8]:
+        """Images as they are before the transform, to look at: ``(batch, channels, height, width)`` uint8."""
+        return self.images[torch.as_tensor(indices)].numpy()
+
+    def subset(self, kept: ArrayLike) -> "ImageSet":
+        """The samples at these indices, in that order; the classes that are left are numbered anew."""
+        chosen = torch.as_tensor(kept)
+        classes, labels = self.labels[chosen].unique(return_inverse=True)
+        images = self.images
+        return ImageSet(
+            images[chosen] if isinstance(images, Tensor) else images.take(chosen.tolist()),  # pyright: ignore[reportAttributeAccessIssue]
+            labels,
+            [self.class_names[i] for i in classes.tolist()],
+            {name: values[chosen.numpy()] for name, values in self.attributes.items()},
+            self.transform,
+            self.source,
+        )
 
     def with_identities(self, count: int, *, seed: int = 0) -> "ImageSet":
         """Only the images of ``count`` identities, drawn with ``seed``; the labels are numbered anew.
@@ -55,13 +107,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         if not 2 <= count <= self.num_classes:
             raise ValueError(f"count is {count}; allowed are 2 to {self.num_classes}, the identities of this set.")
         chosen = np.sort(np.random.default_rng(seed).permutation(self.num_classes)[:count])
-        kept = torch.isin(self.labels, torch.from_numpy(chosen))
-        return ImageSet(
-            self.images[kept],
-            torch.searchsorted(torch.from_numpy(chosen), self.labels[kept]),
-            [self.class_names[i] for i in chosen],
-            {name: values[kept.numpy()] for name, values in self.attributes.items()},
-        )
+        return self.subset(np.flatnonzero(np.isin(self.labels.numpy(), chosen)))
 
     def with_label_noise(self, share: float, *, seed: int = 0) -> "ImageSet":
         """The same images, of which a ``share`` drawn with ``seed`` bears the label of another identity.
@@ -76,7 +122,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         labels = self.labels.clone()
         shifts = torch.from_numpy(rng.integers(1, self.num_classes, len(wrong)))  # never by nothing
         labels[wrong] = (labels[wrong] + shifts) % self.num_classes
-        return ImageSet(self.images, labels, self.class_names, self.attributes)
+        return ImageSet(**{f: getattr(self, f) for f in ImageSet.__dataclass_fields__} | {"labels": labels})
 
     def of_class(self, name: str) -> NDArray[np.uint8]:
         """All images of the class of that name, ``(images, channels, height, width)`` uint8.
@@ -86,7 +132,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """
         if name not in self.class_names:
             raise ValueError(f"name is {name!r}, which is no class of this split; class_names lists them.")
-        return self.images[self.labels == list(self.class_names).index(name)].numpy()
+        return self.pixels(torch.nonzero(self.labels == list(self.class_names).index(name)).flatten())
 
     def __repr__(self) -> str:
         """Sizes in one line."""
