@@ -24,10 +24,10 @@ def test_sweeps_differ_within_a_seed_in_the_method_alone(file):
     assert len(configs) >= 4
     assert all(c.name for c in configs) or not any(c.name for c in configs)
     rows = {(c.dataset, c.identities, c.steps) for c in configs}
-    for row in rows:  # of a table or figure; all methods are in each, with the same budget
+    for row in rows:  # of a table or figure, with one budget
         methods = [c for c in configs if (c.dataset, c.identities, c.steps) == row]
         assert len({c.batch_size for c in methods}) == 1
-        assert len(methods) == len(configs) / len(rows)
+        assert len({c.seed for c in methods}) * 2 <= len(methods)  # something to compare with
     assert len({c.dataset for c in configs}) == (3 if file.stem == "datasets" else 1)
 
 
