@@ -35,7 +35,7 @@ def embed(
     Returns:
         Embeddings ``(num_samples, dim)`` float32 and labels ``(num_samples,)`` int64, on the CPU.
     """
-    if hasattr(dataset, "batch"):
+    if hasattr(dataset, "batch") and not workers:
         chosen = torch.arange(len(dataset)) if indices is None else torch.as_tensor(indices)  # pyright: ignore[reportArgumentType]
         parts = chosen.split(batch_size)
         batches = (dataset.batch(part) for part in parts)  # pyright: ignore[reportAttributeAccessIssue]
@@ -61,9 +61,34 @@ def evaluate(
     device: str | torch.device = "cpu",
     workers: int = 0,
 ) -> dict[str, float]:
-    """Retrieval metrics of an encoder on a data set: :func:`embed`, then :func:`retrieval_metrics`."""
+    """Retrieval metrics of an encoder on a data set, by the protocol that the data set brings.
+
+    A data set whose ``attributes`` hold ``query`` (a bool for each sample) is evaluated from its queries to all other
+    samples, with its ``camera`` if it has any: :func:`query_gallery_metrics`. In any other each sample is a query once:
+    :func:`retrieval_metrics`.
+
+    Args:
+        encoder: images ``(batch, …)`` to embeddings ``(batch, dim)``.
+        dataset: see :func:`embed`.
+        ks: ranks of recall.
+        batch_size: images at once.
+        device: where the encoder is.
+        workers: processes that load, for a dataset that is not in memory.
+
+    Returns:
+        Metrics by name, in 0 to 1.
+    """
     embeddings, labels = embed(encoder, dataset, batch_size=batch_size, device=device, workers=workers)
-    return retrieval_metrics(embeddings.to(device), labels.to(device), ks=ks)
+    embeddings, labels = embeddings.to(device), labels.to(device)
+    attributes = getattr(dataset, "attributes", {})
+    if "query" not in attributes:
+        return retrieval_metrics(embeddings, labels, ks=ks)
+    query = torch.from_numpy(attributes["query"]).to(device)
+    cameras = torch.from_numpy(attributes["camera"]).to(device)
+    return query_gallery_metrics(
+        embeddings[query], labels[query], embeddings[~query], labels[~query],
+        query_cameras=cameras[query], gallery_cameras=cameras[~query], ks=ks,
+    )  # fmt: skip
 
 
 def retrieval_metrics(
@@ -119,6 +144,90 @@ def retrieval_metrics(
         }
         totals = {name: totals.get(name, 0.0) + float(value) for name, value in sums.items()}
     return {name: total / len(queries) for name, total in totals.items()}
+
+
+def query_gallery_metrics(
+    queries: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    *,
+    query_cameras: Tensor | None = None,
+    gallery_cameras: Tensor | None = None,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    chunk: int = 256,
+) -> dict[str, float]:
+    """Each query against a gallery, by Euclidean distance: CMC and mean average precision.
+
+    Gallery images of the query's identity *and* camera do not count, neither as right nor as wrong; a camera of -1 is
+    unknown and excludes nothing. Gallery images with label -1 are junk and never count. Queries with no match left are
+    no queries. Memory is bounded by ``chunk × gallery`` distances.
+
+    Args:
+        queries: ``(num_queries, dim)``.
+        query_labels: ``(num_queries,)`` int64.
+        gallery: ``(num_gallery, dim)``.
+        gallery_labels: ``(num_gallery,)`` int64, -1 for junk.
+        query_cameras: ``(num_queries,)`` int64, or none.
+        gallery_cameras: ``(num_gallery,)`` int64, or none.
+        ks: ranks of recall.
+        chunk: queries at once.
+
+    Returns:
+        ``recall@k`` for each k, which in re-identification is called CMC at rank k; ``map``, the mean over the queries
+        of the precision averaged over their matches; ``map@r`` and ``r_precision`` over the R nearest, R the matches of
+        the query; ``queries``, the share of queries that have a match.
+
+    Raises:
+        ValueError: if lengths differ, cameras are given for one side only, or no query has a match.
+
+    Source: protocol of Zheng et al., "Scalable person re-identification: a benchmark", 2015; average precision without
+    interpolation, as in scikit-learn.
+
+    Example:
+        The nearest image is by the query's own camera; the next one is right.
+
+        >>> line, cameras = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([1, 1, 2, 2])
+        >>> labels = torch.tensor([0, 0, 0, 1])
+        >>> query_gallery_metrics(
+        ...     line[:1], labels[:1], line[1:], labels[1:],
+        ...     query_cameras=cameras[:1], gallery_cameras=cameras[1:], ks=(1,),
+        ... )["recall@1"]
+        1.0
+    """
+    for name, many, one in (("query", queries, query_labels), ("gallery", gallery, gallery_labels)):
+        if len(many) != len(one):
+            raise ValueError(f"{name}_labels has length {len(one)}; give one label for each of {len(many)} embeddings.")
+    if (query_cameras is None) != (gallery_cameras is None):
+        raise ValueError("Only one of query_cameras and gallery_cameras is given; give both or none.")
+    half_norms = gallery.square().sum(dim=1) / 2
+    totals: dict[str, float] = {}
+    for part in torch.arange(len(queries), device=queries.device).split(chunk):
+        nearness = queries[part] @ gallery.T - half_norms  # (chunk, num_gallery)
+        order = nearness.argsort(dim=1, descending=True, stable=True)
+        hits = query_labels[part, None] == gallery_labels[order]  # (chunk, num_gallery)
+        counted = (gallery_labels != -1)[order]
+        if query_cameras is not None and gallery_cameras is not None:
+            cameras = query_cameras[part, None]
+            counted &= ~(hits & (cameras == gallery_cameras[order]) & (cameras != -1))
+        hits &= counted
+        rank = counted.cumsum(dim=1)  # of each image among those that count
+        found = hits.cumsum(dim=1)
+        r = found[:, -1:]
+        precision = hits * found / rank.clamp_min(1)
+        has_match, whole, to_r = r.squeeze(1) > 0, r.clamp_min(1), rank <= r
+        first = torch.where(hits, rank, len(gallery) + 1).amin(dim=1)  # rank of the nearest match
+        sums = {f"recall@{k}": (first <= k).double().sum() for k in ks} | {
+            "map": (precision / whole).double().sum(),
+            "map@r": (precision * to_r / whole).double().sum(),
+            "r_precision": ((hits & to_r) / whole).double().sum(),
+            "queries": has_match.double().sum(),
+        }
+        totals = {name: totals.get(name, 0.0) + float(value) for name, value in sums.items()}
+    answered = totals.pop("queries", 0.0)
+    if not answered:
+        raise ValueError("No query has a match in the gallery that counts; look at labels and cameras.")
+    return {name: total / answered for name, total in totals.items()} | {"queries": answered / len(queries)}
 
 
 def bag_quality(

@@ -139,9 +139,7 @@ class Experiment:
             data |= {"test_identities": test.num_classes, "test_images": len(test)}
         quality = {}
         if self.config.measure_bags and isinstance(self.miner, BagOfNegatives):
-            embeddings, _ = embed(
-                self.encoder, self.train, device=self.config.device, workers=self.config.workers
-            )
+            embeddings, _ = embed(self.encoder, self.train, device=self.config.device, workers=self.config.workers)
             quality = bag_quality(self.miner, embeddings, anchors=500, seed=self.config.seed)
         # Linux counts the peak in KiB, macOS in bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

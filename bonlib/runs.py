@@ -73,7 +73,8 @@ def load_runs(sweep: str) -> "pd.DataFrame":
 
     Returns:
         A DataFrame with plain config names, ``method`` as it is called in tables, ``metrics.…`` on the test classes,
-        ``validation.…`` at the last step, ``data.…`` sizes and source of the data, ``miner_stats.…``, ``bags.…``, ``seconds.…``, ``provenance.…``, sorted by
+        ``validation.…`` at the last step, ``data.…`` sizes and source of the data, ``miner_stats.…``,
+        ``bags.…``, ``seconds.…``, ``provenance.…``, sorted by
         name; empty where the folder is.
     """
     import pandas as pd

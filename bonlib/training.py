@@ -81,7 +81,7 @@ def fit(
         checkpoint_every: save after every so many steps; the last is always saved.
         device: ``"cpu"`` or ``"cuda"``.
         precision: ``"float32"``, or ``"bfloat16"`` for autocast.
-        workers: processes that load images, for a dataset that is not in memory.
+        workers: processes that load and decode images; with 0 it is done here, which is best for sets in memory.
 
     Yields:
         A :class:`Step` after each step.
@@ -158,9 +158,9 @@ def _batches(
     dataset: Dataset[Any], miner: Miner, workers: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor, dict[str, float]]]:
     """Batches without end: indices, images, labels, and the seconds that drawing and loading took."""
-    in_memory = hasattr(dataset, "batch")
+    directly = hasattr(dataset, "batch") and not workers
     while True:
-        if in_memory:
+        if directly:
             source = iter(miner)
         else:
             source = iter(DataLoader(_Indexed(dataset), batch_sampler=miner, num_workers=workers))
@@ -170,7 +170,7 @@ def _batches(
             if drawn is None:
                 break
             between = time.perf_counter()
-            if in_memory:
+            if directly:
                 images, labels = dataset.batch(drawn)  # pyright: ignore[reportAttributeAccessIssue]
                 yield drawn, images, labels, {"draw": between - began, "data": time.perf_counter() - between}
             else:  # the loader draws while it loads

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from sklearn.metrics import average_precision_score
 
 from bonlib.analysis import hash_everything, nearest_negatives, zero_loss_shares
 from bonlib.bag import BagOfNegatives
-from bonlib.evaluation import bag_quality, embed, evaluate, retrieval_metrics
+from bonlib.datasets.images import ImageSet
+from bonlib.evaluation import bag_quality, embed, evaluate, query_gallery_metrics, retrieval_metrics
 
 
 def clusters(counts, seed=0, dim=6, noise=0.8):
@@ -105,3 +107,84 @@ def test_zero_loss_shares_of_identities_far_apart_and_on_one_point():
     shares = zero_loss_shares(torch.nn.functional.normalize(mixed), mixed_labels, [60], anchors=200)
     assert (shares["hardest"] <= shares["batch"]).all()
     assert (shares["batch"] < shares["random"]).all()
+
+
+def brute_force_query_gallery(distances, query_labels, gallery_labels, query_cameras, gallery_cameras, ks):
+    """One query after the other, by the words of the protocol; average precision from scikit-learn."""
+    first, precisions, r_precisions, at_r = [], [], [], []
+    for row, label, camera in zip(distances, query_labels, query_cameras, strict=True):
+        kept = [
+            j
+            for j in np.argsort(row, kind="stable")
+            if gallery_labels[j] != -1
+            and not (gallery_labels[j] == label and gallery_cameras[j] == camera and camera != -1)
+        ]
+        right = [gallery_labels[j] == label for j in kept]
+        if not any(right):
+            continue
+        first.append(right.index(True) + 1)
+        precisions.append(average_precision_score(right, -np.arange(len(right))))
+        r = sum(right)
+        r_precisions.append(np.mean(right[:r]))
+        at_r.append(sum(np.mean(right[: i + 1]) for i in range(r) if right[i]) / r)
+    scores = {f"recall@{k}": np.mean([rank <= k for rank in first]) for k in ks}
+    scores |= {"map": np.mean(precisions), "map@r": np.mean(at_r), "r_precision": np.mean(r_precisions)}
+    return scores | {"queries": len(first) / len(query_labels)}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_cmc_and_map_equal_brute_force_with_cameras_junk_and_missing_matches(seed):
+    rng = np.random.default_rng(seed)
+    queries, gallery = torch.randn(40, 4), torch.randn(90, 4)
+    query_labels, gallery_labels = rng.integers(0, 15, 40), rng.integers(-1, 12, 90)  # -1 junk; 12 to 14 have no match
+    query_cameras, gallery_cameras = rng.integers(-1, 3, 40), rng.integers(-1, 3, 90)
+    ours = query_gallery_metrics(
+        queries, torch.from_numpy(query_labels), gallery, torch.from_numpy(gallery_labels),
+        query_cameras=torch.from_numpy(query_cameras), gallery_cameras=torch.from_numpy(gallery_cameras), chunk=7,
+    )  # fmt: skip
+    distances = torch.cdist(queries.double(), gallery.double()).numpy()
+    expected = brute_force_query_gallery(
+        distances, query_labels, gallery_labels, query_cameras, gallery_cameras, (1, 2, 4, 8)
+    )
+    assert ours == pytest.approx(expected)
+    assert 0 < expected["queries"] < 1
+
+
+def test_without_cameras_all_of_the_gallery_counts():
+    embeddings, labels = clusters([4] * 12)
+    ours = query_gallery_metrics(embeddings[::2], labels[::2], embeddings[1::2], labels[1::2])
+    unknown = np.full(24, -1)
+    distances = torch.cdist(embeddings[::2], embeddings[1::2]).numpy()
+    expected = brute_force_query_gallery(
+        distances, labels[::2].numpy(), labels[1::2].numpy(), unknown, unknown, (1, 2, 4, 8)
+    )
+    assert ours == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query_labels": torch.zeros(1, dtype=torch.int64)}, "query_labels has length 1; give one label for each of 2"),
+        ({"query_cameras": torch.zeros(2, dtype=torch.int64)}, "Only one of query_cameras"),
+        ({"gallery_labels": torch.tensor([5, -1, 6])}, "No query has a match"),
+    ],
+)
+def test_bad_queries_and_galleries_are_refused(change, message):
+    labels = torch.tensor([0, 1, 0])
+    given = {"queries": torch.zeros(2, 3), "query_labels": labels[:2], "gallery": torch.zeros(3, 3)}
+    with pytest.raises(ValueError, match=message):
+        query_gallery_metrics(**given | {"gallery_labels": labels} | change)
+
+
+def test_a_data_set_with_queries_is_evaluated_from_them():
+    embeddings, labels = clusters([6] * 8)
+    data = ImageSet(torch.zeros(48, 1, 8, 8, dtype=torch.uint8), labels, [str(i) for i in range(8)])
+    data.images = (embeddings.clamp(-3, 3) * 40 + 128).to(torch.uint8)[:, :, None, None]  # six pixels stand for them
+    query, camera = torch.arange(48) % 6 == 0, torch.arange(48) % 2
+    data.attributes = {"query": query.numpy(), "camera": camera.numpy()}
+    x = data.images.float().flatten(1) / 255
+    assert evaluate(torch.nn.Flatten(), data) == query_gallery_metrics(
+        x[query], labels[query], x[~query], labels[~query], query_cameras=camera[query], gallery_cameras=camera[~query]
+    )
+    del data.attributes["query"]
+    assert evaluate(torch.nn.Flatten(), data) == retrieval_metrics(x, labels)

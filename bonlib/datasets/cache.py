@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from bonlib.paths import data_dir, write_atomically
 
 
-def cached_arrays(
-    name: str, options: Any, make: Callable[[], dict[str, NDArray[Any]]]
-) -> dict[str, NDArray[Any]]:
+def cached_arrays(name: str, options: Any, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     """What ``make`` returns, from the file that an earlier call wrote for the same options.
 
     The file's checksums tell whether it is whole; a damaged one is made anew, with a warning.

@@ -1,8 +1,8 @@
 """A dataset of labelled images, in memory or in files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,22 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-
-class Images(Protocol):
-    """What gives uint8 images by index: a tensor, or files that are decoded when asked for."""
-
-    @property
-    def shape(self) -> Sequence[int]:
-        """``(num_samples, channels, height, width)``."""
-        ...
-
-    def __len__(self) -> int:
-        """Number of images."""
-        ...
-
-    def __getitem__(self, index: Any) -> Tensor:
-        """One image ``(channels, height, width)`` for an int, several for a tensor of indices, uint8."""
-        ...
+from bonlib.datasets.files import ImageFiles
 
 
 @dataclass
@@ -35,8 +20,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     It is a map-style dataset too, for ``DataLoader(dataset, batch_sampler=miner, num_workers=…)``.
 
     Attributes:
-        images: ``(num_samples, channels, height, width)`` uint8: a tensor, or
-            :class:`~bonlib.datasets.files.ImageFiles`.
+        images: ``(num_samples, channels, height, width)`` uint8, in memory or in files.
         labels: ``(num_samples,)`` int64, ``0 .. num_classes - 1``.
         class_names: name of each class.
         attributes: what else is known of each sample, arrays of ``(num_samples,)`` by name. Of these ``query`` and
@@ -46,7 +30,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         source: where the images are from, plain values that go into the records of runs.
     """
 
-    images: Images
+    images: Tensor | ImageFiles
     labels: Tensor
     class_names: list[str]
     attributes: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -90,7 +74,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         classes, labels = self.labels[chosen].unique(return_inverse=True)
         images = self.images
         return ImageSet(
-            images[chosen] if isinstance(images, Tensor) else images.take(chosen.tolist()),  # pyright: ignore[reportAttributeAccessIssue]
+            images[chosen] if isinstance(images, Tensor) else images.take(chosen.tolist()),
             labels,
             [self.class_names[i] for i in classes.tolist()],
             {name: values[chosen.numpy()] for name, values in self.attributes.items()},
@@ -122,7 +106,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         labels = self.labels.clone()
         shifts = torch.from_numpy(rng.integers(1, self.num_classes, len(wrong)))  # never by nothing
         labels[wrong] = (labels[wrong] + shifts) % self.num_classes
-        return ImageSet(**{f: getattr(self, f) for f in ImageSet.__dataclass_fields__} | {"labels": labels})
+        return ImageSet(self.images, labels, self.class_names, self.attributes, self.transform, self.source)
 
     def of_class(self, name: str) -> NDArray[np.uint8]:
         """All images of the class of that name, ``(images, channels, height, width)`` uint8.

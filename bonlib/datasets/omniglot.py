@@ -54,7 +54,13 @@ def omniglot(
 
         for background in (True, False):
             Omniglot(folder, background=background, download=True)
-    sets = _sets(folder)
+    sets = find_sets(folder)
+    if not sets:
+        there = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
+        raise FileNotFoundError(
+            f"root is {str(folder)!r}; expected {SETS[2]}.zip and {SETS[3]}.zip, or {SETS[0]} and {SETS[1]}, there is: "
+            f"{there}. Get them from github.com/brendenlake/omniglot (folder python/), or give download=True."
+        )
     stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sets]
     arrays = cached_arrays("cache/omniglot", [_VERSION, str(folder.resolve()), stamp], lambda: _read_all(sets))
     names, alphabets = arrays["characters"].tolist(), arrays["alphabets"].tolist()
@@ -78,19 +84,15 @@ def omniglot(
     )
 
 
-def _sets(folder: Path) -> list[Path]:
-    """The sets in a folder, each as its unpacked folder or its zip."""
-    places = [place / f"{name}{end}" for name in SETS for place in (folder, folder / "omniglot-py") for end in ("", ".zip")]
+def find_sets(folder: Path) -> list[Path]:
+    """The sets of Omniglot in a folder, each as its unpacked folder or its zip; none where there is none."""
+    places = [
+        place / f"{name}{end}" for name in SETS for place in (folder, folder / "omniglot-py") for end in ("", ".zip")
+    ]
     found: dict[str, Path] = {}
     for path in places:
         if path.exists():
             found.setdefault(path.stem, path)
-    if not found:
-        there = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
-        raise FileNotFoundError(
-            f"root is {str(folder)!r}; expected {SETS[2]}.zip and {SETS[3]}.zip, or {SETS[0]} and {SETS[1]}, there is: "
-            f"{there}. Get them from github.com/brendenlake/omniglot (folder python/), or give download=True."
-        )
     return list(found.values())
 
 

@@ -1,4 +1,4 @@
-"""Scripts with thousands of characters, drawn in the font faces that are installed: Hangul syllables, CJK ideographs."""
+"""Scripts with thousands of characters, drawn in the installed font faces: Hangul syllables, CJK ideographs."""
 
 from collections import defaultdict
 from collections.abc import Collection
@@ -16,10 +16,11 @@ _CURES = {
     "hangul": "Debian and Ubuntu: apt-get install fonts-nanum fonts-nanum-extra fonts-unfonts-core fonts-baekmuk; "
     "macOS: brew install --cask font-nanum-gothic font-nanum-myeongjo font-noto-sans-kr font-noto-serif-kr; "
     "Windows: Settings > Apps > Optional features > Korean Supplemental Fonts, or the Nanum fonts",
-    "cjk": "Debian and Ubuntu: apt-get install fonts-wqy-zenhei fonts-wqy-microhei fonts-arphic-uming fonts-arphic-ukai "
-    "fonts-arphic-gbsn00lp fonts-arphic-gkai00mp fonts-arphic-bsmi00lp fonts-arphic-bkai00mp fonts-ipafont fonts-vlgothic; "
+    "cjk": "Debian and Ubuntu: apt-get install fonts-wqy-zenhei fonts-wqy-microhei fonts-arphic-uming "
+    "fonts-arphic-ukai fonts-arphic-gbsn00lp fonts-arphic-gkai00mp fonts-arphic-bsmi00lp fonts-arphic-bkai00mp "
+    "fonts-ipafont fonts-vlgothic; "
     "macOS: brew install --cask font-noto-sans-cjk font-noto-serif-cjk font-wenquanyi-zen-hei; "
-    "Windows: Settings > Apps > Optional features > Chinese (Simplified, Traditional) and Japanese Supplemental Fonts",
+    "Windows: Settings > Apps > Optional features > Chinese (Simplified, Traditional) and Japanese fonts",
 }
 
 

@@ -1,0 +1,146 @@
+"""From a table of paths and identities to a data set."""
+# pandas is typed more loosely than it behaves:
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bonlib.datasets.cache import cached_arrays
+from bonlib.datasets.files import BrokenImage, ImageFiles
+from bonlib.datasets.images import ImageSet
+from bonlib.datasets.splits import SPLITS, Split, check_split, split_identities
+from bonlib.datasets.transforms import Augmentation, Statistics, make_transform
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OnError = Literal["raise", "skip"]
+JUNK = "-1"  # identity of images that a benchmark neither counts nor shows
+UNKNOWN_CAMERA = -1
+_MOST_IN_MEMORY = 2 * 2**30  # bytes, decoded
+_VERSION = 1  # raise it when the same files would be decoded to other pixels
+
+
+def image_set(
+    table: "pd.DataFrame",
+    split: Split,
+    *,
+    size: int | tuple[int, int] = 64,
+    color: bool = True,
+    augment: Augmentation | None = None,
+    statistics: Statistics | None = None,
+    validation: float = 0.1,
+    seed: int = 0,
+    in_memory: bool | None = None,
+    on_error: OnError = "raise",
+    source: dict[str, Any] | None = None,
+) -> ImageSet:
+    """A split of the images that a table lists.
+
+    Args:
+        table: one row an image: ``path``, ``identity`` (text), ``part`` (``"train"``, ``"validation"``, ``"test"``,
+            ``"query"``, ``"gallery"``, or empty, for identities to be split here in the shares 50, 10 and 40 %) and
+            ``camera`` (an integer, -1 for unknown).
+        split: ``"train"``, ``"validation"``, ``"test"`` or ``"all"``.
+        size: see :class:`~bonlib.datasets.files.ImageFiles`.
+        color: three channels, otherwise one.
+        augment: random changes of training images, see :func:`~bonlib.datasets.transforms.make_transform`.
+        statistics: ``"imagenet"`` for pretrained backbones; ``None`` leaves values in 0 to 1.
+        validation: share of the training identities set aside for validation, where the table has no such part. With 0
+            all are trained on, as published results do, and there is no validation split.
+        seed: seed of the splits.
+        in_memory: decode once into a uint8 cache; by default where that takes less than 2 GiB.
+        on_error: ``"skip"`` leaves out images that cannot be read, with a warning that counts them.
+        source: where the images are from.
+
+    Returns:
+        The images; ``attributes``: ``path``, ``camera``, and in a test split with query and gallery ``query``.
+
+    Raises:
+        ValueError: if the split is empty or an option is out of its range.
+        BrokenImage: if an image cannot be read and ``on_error`` is ``"raise"``.
+    """
+    check_split(split)
+    if statistics is not None and not color:
+        raise ValueError(f"statistics is {statistics!r} and color False; ImageNet's statistics are of three channels.")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error is {on_error!r}; allowed are 'raise' and 'skip'.")
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation is {validation}; give a share of the training identities, 0 to below 1.")
+    rows = table[_rows_of(table, split, validation, seed)]
+    if rows.empty:
+        cure = "give validation above 0" if split == "validation" else "look at the table or folder"
+        raise ValueError(f"The split {split!r} has no images; {cure}.")
+    rows = rows.sort_values(["identity", "part", "path"], kind="stable")
+    files = ImageFiles(rows["path"].tolist(), size, color)
+    images, lines = _decoded(files, in_memory, check=on_error == "skip")
+    broken = [line for line in lines if line]
+    if broken and on_error == "raise":
+        raise BrokenImage(broken[0])
+    names = sorted(rows["identity"].unique())
+    attributes: dict[str, NDArray[Any]] = {
+        "path": rows["path"].to_numpy(dtype=object),
+        "camera": rows["camera"].to_numpy(dtype=np.int64),
+    }
+    if split == "test" and (rows["part"] == "query").any():
+        attributes["query"] = (rows["part"] == "query").to_numpy()
+    everything = ImageSet(
+        images=images,
+        labels=torch.from_numpy(np.searchsorted(names, rows["identity"].to_numpy(dtype=str))),
+        class_names=names,
+        attributes=attributes,
+        transform=make_transform(size, augment if split == "train" else None, augment, statistics),
+        source=(source or {}) | {"left out": len(broken)},
+    )
+    if not broken:
+        return everything
+    warnings.warn(f"{len(broken)} of {len(rows)} images are left out; the first: {broken[0]}", stacklevel=2)
+    return everything.subset([i for i, line in enumerate(lines) if not line])
+
+
+def _rows_of(table: "pd.DataFrame", split: Split, validation: float, seed: int) -> NDArray[np.bool_]:
+    """Which rows belong to a split, ``(rows,)``."""
+    identity, part = table["identity"].to_numpy(dtype=str), table["part"].to_numpy(dtype=str)
+    counted = identity != JUNK
+    if split == "all":
+        return counted
+    part = part.copy()
+    unsplit = np.unique(identity[counted & (part == "")])
+    for name, chosen in split_identities(len(unsplit), seed).items():
+        if name in SPLITS:
+            part[(part == "") & np.isin(identity, unsplit[chosen])] = name
+    if not len(unsplit) and "validation" not in part:
+        training = np.unique(identity[counted & (part == "train")])
+        held_out = np.random.default_rng(seed).permutation(training)[: round(validation * len(training))]
+        part[(part == "train") & np.isin(identity, held_out)] = "validation"
+    return counted & np.isin(part, ("test", "query", "gallery") if split == "test" else (split,))
+
+
+def _decoded(files: ImageFiles, in_memory: bool | None, *, check: bool) -> tuple[Tensor | ImageFiles, list[str]]:
+    """The files as a tensor where they fit, and what is wrong with each file, as far as it was looked at."""
+    whole = int(np.prod(files.shape)) <= _MOST_IN_MEMORY if in_memory is None else in_memory
+    if not (whole or check):
+        return files, []
+    stamps = [[path, stat.st_size, stat.st_mtime_ns] for path in files.paths for stat in [_stat(path)]]
+
+    def make() -> dict[str, NDArray[Any]]:
+        images, lines = files.read_all()
+        return {"lines": np.array(lines)} | ({"images": images.numpy()} if whole else {})
+
+    kept = cached_arrays("cache/files", [_VERSION, files.size, files.color, whole, stamps], make)
+    return torch.from_numpy(kept["images"]) if whole else files, kept["lines"].tolist()
+
+
+def _stat(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{path} is listed but cannot be found ({error.strerror}); complete the copy."
+        ) from error
