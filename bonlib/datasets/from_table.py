@@ -86,10 +86,10 @@ def image_set(
     names = sorted(rows["identity"].unique())
     attributes: dict[str, NDArray[Any]] = {
         "path": rows["path"].to_numpy(dtype=object),
-        "camera": rows["camera"].to_numpy(dtype=np.int64),
+        "camera": np.array(rows["camera"], dtype=np.int64),  # pandas may give an array that cannot be written
     }
     if split == "test" and (rows["part"] == "query").any():
-        attributes["query"] = (rows["part"] == "query").to_numpy()
+        attributes["query"] = np.array(rows["part"] == "query", dtype=bool)
     everything = ImageSet(
         images=images,
         labels=torch.from_numpy(np.searchsorted(names, rows["identity"].to_numpy(dtype=str))),
@@ -106,11 +106,11 @@ def image_set(
 
 def _rows_of(table: "pd.DataFrame", split: Split, validation: float, seed: int) -> NDArray[np.bool_]:
     """Which rows belong to a split, ``(rows,)``."""
-    identity, part = table["identity"].to_numpy(dtype=str), table["part"].to_numpy(dtype=str)
+    identity = table["identity"].to_numpy(dtype=str)
+    part = np.array(table["part"], dtype=object)  # not of fixed width: longer names will be put in
     counted = identity != JUNK
     if split == "all":
         return counted
-    part = part.copy()
     unsplit = np.unique(identity[counted & (part == "")])
     for name, chosen in split_identities(len(unsplit), seed).items():
         if name in SPLITS:

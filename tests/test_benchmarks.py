@@ -1,0 +1,309 @@
+"""Every benchmark in its published layout, written small; whole loops run on it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+
+from bonlib import BagOfNegatives, evaluate, fit, list_datasets, load_dataset
+from bonlib.datasets import layout
+from bonlib.datasets.catalog import BENCHMARKS, PERSONS
+from bonlib.datasets.from_table import image_set
+from bonlib.encoders import make_encoder
+from bonlib.losses import make_loss
+
+
+def picture(path, seed=0):
+    """A small image of one colour with noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([seed, *path.name.encode()])
+    colour = np.random.default_rng(seed).integers(0, 256, 3)
+    Image.fromarray((colour + rng.integers(-9, 10, (24, 16, 3))).clip(0, 255).astype(np.uint8)).save(path)
+
+
+def online_products(root):
+    for part, first in (("train", 1), ("test", 13)):
+        lines = ["image_id class_id super_class_id path"]
+        for label in range(first, first + 12):
+            for i in range(4):
+                name = f"bicycle_final/{label:012}_{i}.JPG"
+                picture(root / "Stanford_Online_Products" / name, label)
+                lines.append(f"{len(lines)} {label} 1 {name}")
+        (root / "Stanford_Online_Products" / f"Ebay_{part}.txt").write_text("\n".join(lines) + "\n")
+
+
+def cub200(root):
+    images, classes = [], []
+    for label in (*range(1, 13), *range(101, 107)):
+        for i in range(4):
+            name = f"{label:03}.Bird_{label}/Bird_{label}_{i}.jpg"
+            picture(root / "CUB_200_2011" / "images" / name, label)
+            images.append(f"{len(images) + 1} {name}")
+            classes.append(f"{len(images)} {label}")
+    (root / "CUB_200_2011" / "images.txt").write_text("\n".join(images) + "\n")
+    (root / "CUB_200_2011" / "image_class_labels.txt").write_text("\n".join(classes) + "\n")
+
+
+def cars196(root):
+    lines = []
+    for label in (*range(1, 13), *range(99, 105)):
+        for _ in range(4):
+            name = f"car_ims/{len(lines) + 1:06}.jpg"
+            picture(root / name, label)
+            lines.append((name, 1, 1, 2, 2, label, 0))
+    fields = ["relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test"]
+    annotations = np.array([lines], dtype=object)
+    table = np.zeros((1, len(lines)), dtype=[(name, object) for name in fields])
+    for i, line in enumerate(annotations[0]):
+        for name, value in zip(fields, line, strict=True):
+            table[name][0, i] = value
+    savemat(root / "cars_annos.mat", {"annotations": table})
+
+
+def in_shop(root):
+    lines = []
+    for item in range(1, 25):
+        for i in range(4):
+            name = f"img/WOMEN/Dresses/id_{item:08}/0{i}_front.jpg"
+            picture(root / "Img" / name, item)
+            part = "train" if item <= 12 else "query" if i < 2 else "gallery"
+            lines.append(f"{name}    id_{item:08}    {part}")
+    (root / "Eval").mkdir()
+    text = "\n".join([str(len(lines)), "image_name item_id evaluation_status", *lines])
+    (root / "Eval" / "list_eval_partition.txt").write_text(text + "\n")
+
+
+def bounding_boxes(root, junk=()):
+    for folder, persons in (("bounding_box_train", range(1, 13)), ("bounding_box_test", range(20, 26))):
+        for person in persons:
+            for i in range(4):
+                picture(root / folder / f"{person:04}_c{i % 2 + 1}s1_{i:06}_0{i}.jpg", person)
+    for person in range(20, 26):
+        picture(root / "query" / f"{person:04}_c1s1_000099_00.jpg", person)
+    for name in junk:
+        picture(root / "bounding_box_test" / name)
+    (root / "bounding_box_train" / "Thumbs.db").write_text("as in the published archive")
+
+
+def market1501(root):
+    bounding_boxes(root / "Market-1501-v15.09.15", ("-1_c1s1_000001_01.jpg", "0000_c1s1_000002_01.jpg"))
+
+
+def dukemtmc(root):
+    bounding_boxes(root / "DukeMTMC-reID")
+
+
+def cuhk03(root):
+    bounding_boxes(root / "CUHK03-NP" / "labeled")
+    bounding_boxes(root / "CUHK03-NP" / "detected")
+
+
+def msmt17(root):
+    lists = {name: [] for name in ("train", "val", "query", "gallery")}
+    for side, persons in (("train", 12), ("test", 6)):
+        for person in range(persons):
+            for i in range(6):
+                name = f"{person:04}/{person:04}_00{i}_{i % 3 + 1:02}_0303morning_0015_{i}.jpg"
+                picture(root / "MSMT17_V1" / side / name, person + (side == "test") * 50)
+                part = ("val" if i == 5 else "train") if side == "train" else ("query" if i == 0 else "gallery")
+                lists[part].append(f"{name} {person}")
+    for name, lines in lists.items():
+        (root / "MSMT17_V1" / f"list_{name}.txt").write_text("\n".join(lines) + "\n")
+
+
+def cuhk01(root):
+    for person in range(1, 25):
+        for i in range(1, 5):
+            picture(root / "campus" / f"{person:04}{i:03}.png", person)
+
+
+def cuhk02(root):
+    for pair in range(1, 6):
+        for person in range(1, 6):
+            for camera in (1, 2):
+                for i in (1, 2):
+                    picture(root / f"Dataset/P{pair}/cam{camera}/{person:03}_{i}.png", 10 * pair + person)
+
+
+def viper(root):
+    for person in range(40):
+        picture(root / "VIPeR" / "cam_a" / f"{person:03}_45.bmp", person)
+        picture(root / "VIPeR" / "cam_b" / f"{person:03}_90.bmp", person)
+
+
+def pes3d(root):
+    for person in range(1, 25):
+        for i in range(4):
+            picture(root / "3DPeS" / "RGB" / f"{person}_{i // 2 + 1}_FRAME_{20 + i}_RGB.bmp", person)
+
+
+WRITE = {
+    "online-products": online_products, "cub200": cub200, "cars196": cars196, "in-shop": in_shop,
+    "market1501": market1501, "dukemtmc": dukemtmc, "cuhk03": cuhk03, "cuhk03-detected": cuhk03, "msmt17": msmt17,
+    "cuhk01": cuhk01, "cuhk02": cuhk02, "viper": viper, "3dpes": pes3d,
+}  # fmt: skip
+# train (validation included), test: identities and images; queries
+EXPECTED = {
+    "online-products": (12, 48, 12, 48, 0), "cub200": (12, 48, 6, 24, 0), "cars196": (12, 48, 6, 24, 0),
+    "in-shop": (12, 48, 12, 48, 24), "market1501": (12, 48, 7, 31, 6), "dukemtmc": (12, 48, 6, 30, 6),
+    "cuhk03": (12, 48, 6, 30, 6), "cuhk03-detected": (12, 48, 6, 30, 6), "msmt17": (12, 72, 6, 36, 6),
+    "cuhk01": (12, 48, 12, 48, 24), "cuhk02": (20, 80, 5, 20, 10), "viper": (20, 40, 20, 40, 20),
+    "3dpes": (12, 48, 12, 48, 12),
+}  # fmt: skip
+
+
+@pytest.fixture
+def benchmark(request, folders):
+    """A benchmark's name, and its folder, written."""
+    root = folders / "data" / request.param
+    root.mkdir(parents=True)
+    WRITE[request.param](root)
+    return request.param, root
+
+
+every = pytest.mark.parametrize("benchmark", list(WRITE), indirect=True)
+
+
+def test_every_published_benchmark_is_tried():
+    assert set(WRITE) == set(EXPECTED) == {name for name, entry in BENCHMARKS.items() if entry.published}
+
+
+@every
+def test_splits_are_as_published(benchmark):
+    name, root = benchmark
+    options = {"root": root, "check_counts": False, "size": 16, "augment": None}
+    train, test = (load_dataset(name, split, validation=0, **options) for split in ("train", "test"))
+    queries = int(test.attributes["query"].sum()) if "query" in test.attributes else 0
+    assert (train.num_classes, len(train), test.num_classes, len(test), queries) == EXPECTED[name]
+    if name != "msmt17":  # which numbers both from 0; ours are told apart by the side
+        assert not set(train.class_names) & set(test.class_names)
+    if name in PERSONS:
+        assert (train.attributes["camera"] >= 1).all()
+        query = test.attributes["query"]
+        for label in np.unique(test.labels[query]):  # each query has a match by another camera
+            of = test.labels.numpy() == label
+            assert set(test.attributes["camera"][of & ~query]) - set(test.attributes["camera"][of & query])
+    fewer = load_dataset(name, "train", validation=0.25, **options)
+    validation = load_dataset(name, "validation", validation=0.25, **options)
+    assert sorted(fewer.class_names + validation.class_names) == train.class_names
+    assert validation.num_classes == round(0.25 * train.num_classes)
+
+
+@every
+def test_a_whole_loop_runs_load_train_evaluate(benchmark):
+    name, root = benchmark
+    options = {"root": root, "check_counts": False, "size": 32}
+    train, test = load_dataset(name, "train", **options), load_dataset(name, "test", **options)
+    encoder = make_encoder(dim=8, in_channels=train.channels)
+    per_class = 2 if name == "viper" else 4
+    bag = BagOfNegatives(train.labels, 8, batch_size=16, per_class=per_class, bits=2)
+    steps = list(fit(encoder, train, bag, make_loss("batch-hard", "set"), steps=3))
+    assert [step.step for step in steps] == [1, 2, 3]
+    scores = evaluate(encoder, test)
+    assert 0 <= scores["recall@1"] <= scores["recall@8"] <= 1
+    assert ("map" in scores) == ("query" in test.attributes)
+
+
+@every
+def test_counts_are_held_against_the_published_ones(benchmark):
+    name, root = benchmark
+    with pytest.raises(ValueError, match=r"images of \d+ identities, published are [\d,]+ of .*check_counts=False"):
+        load_dataset(name, "train", root=root)
+
+
+@every
+def test_a_wrong_layout_says_what_was_expected_found_and_missing(benchmark, tmp_path):
+    name, root = benchmark
+    empty = tmp_path / "empty"
+    (empty / "something").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"expected .*; found something/; the first missing path is .*empty"):
+        load_dataset(name, "train", root=empty)
+    with pytest.raises(FileNotFoundError, match="nowhere.*, which is no folder; expected"):
+        load_dataset(name, "train", root=tmp_path / "nowhere")
+
+
+def test_published_counts_of_all_and_parts(folders):
+    table = layout.make_table([(Path(f"{i}.jpg"), str(i // 2), "train" if i < 6 else "test", -1) for i in range(10)])
+    layout.check_counts(table, {"train": (6, 3), "test": (4, 2)}, "x")
+    layout.check_counts(table, {"all": (10, 5)}, "x")
+    with pytest.raises(ValueError, match="x is not complete.*test: 4 images of 2 identities, published are 4 of 3"):
+        layout.check_counts(table, {"train": (6, 3), "test": (4, 3)}, "x")
+
+
+def test_junk_is_left_out_and_distractors_stay_in_the_gallery(folders):
+    market1501(folders)
+    test = load_dataset("market1501", "test", root=folders, check_counts=False, size=16)
+    names = [Path(path).name for path in test.attributes["path"]]
+    assert "-1_c1s1_000001_01.jpg" not in names
+    distractor = names.index("0000_c1s1_000002_01.jpg")
+    assert not test.attributes["query"][distractor]
+    assert test.class_names[test.labels[distractor]] == "0000"
+
+
+def test_random_halves_differ_by_seed_alone(folders):
+    viper(folders)
+    options = {"root": folders, "check_counts": False, "size": 16, "validation": 0}
+    names = [load_dataset("viper", "train", seed=seed, **options).class_names for seed in (0, 0, 1)]
+    assert names[0] == names[1] != names[2]
+
+
+def test_cars_by_class_folders_too(folders):
+    root = folders / "cars"
+    names = [f"Car {i}" for i in range(1, 197)]
+    lines = {"train": [], "test": []}
+    for label in (1, 2, 98, 99, 196):
+        for part in lines:
+            picture(root / "car_data" / "car_data" / part / names[label - 1] / f"{label}{part}.jpg", label)
+            lines[part].append(f"{label}{part}.jpg,1,1,2,2,{label}")
+    (root / "names.csv").write_text("\n".join(names))
+    for part, rows in lines.items():
+        (root / f"anno_{part}.csv").write_text("\n".join(rows) + "\n")
+    options = {"root": root, "check_counts": False, "size": 16, "validation": 0}
+    assert load_dataset("cars196", "train", **options).class_names == ["001", "002", "098"]
+    assert load_dataset("cars196", "test", **options).class_names == ["099", "196"]
+
+
+def test_benchmarks_of_persons_combine(folders):
+    for name in ("market1501", "viper", "cuhk02"):
+        (folders / name).mkdir()
+        WRITE[name](folders / name)
+    options = {"root": folders, "check_counts": False, "size": 16, "validation": 0}
+    train, test = (
+        load_dataset("combined-persons", "train", **options),
+        load_dataset("combined-persons", "test", **options),
+    )
+    expected = np.sum([EXPECTED[name] for name in ("market1501", "viper", "cuhk02")], axis=0)
+    found = (train.num_classes, len(train), test.num_classes, len(test), test.attributes["query"].sum())
+    assert found == tuple(expected)
+    of = np.array([train.class_names[label].split()[0] for label in train.labels])
+    seen = [set(train.attributes["camera"][of == name]) for name in ("market1501", "viper", "cuhk02")]
+    assert all(seen)
+    assert not (seen[0] & seen[1] or seen[1] & seen[2] or seen[0] & seen[2])
+    two = load_dataset("combined-persons", "train", parts={n: folders / n for n in ("viper", "cuhk02")}, **options)
+    assert two.num_classes == expected[0] - EXPECTED["market1501"][0]
+    with pytest.raises(ValueError, match="give two or more of market1501"):
+        load_dataset("combined-persons", "train", parts=["viper"], **options)
+
+
+def test_the_list_tells_what_is_here(folders):
+    table = list_datasets()
+    assert {"glyphs", "hangul", "omniglot", "folder", "table", "combined-persons", *BENCHMARKS} <= set(table.index)
+    assert table.loc["glyphs", "here"]
+    assert not table.loc["market1501", "here"]
+    assert table.loc["market1501", ["identities", "images"]].tolist() == [1503, 36_036]
+    (folders / "data" / "market1501").mkdir(parents=True)
+    assert list_datasets().loc["market1501", "here"]
+    assert "withdrawn" in table.loc["dukemtmc", "licence"]
+    assert torch.tensor(table["get"].str.len().to_numpy(dtype=int)).min() > 0
+
+
+def test_an_empty_split_says_so(folders):
+    viper(folders)
+    with pytest.raises(ValueError, match="'validation' has no images; give validation above 0"):
+        load_dataset("viper", "validation", root=folders, check_counts=False, validation=0)
+    table = BENCHMARKS["viper"].read(folders, 0)
+    with pytest.raises(ValueError, match="validation is 1; give a share"):
+        image_set(table, "train", validation=1)
