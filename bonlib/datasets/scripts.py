@@ -96,7 +96,7 @@ def _installed() -> dict[Path, tuple[str, str, set[int]]]:
     fonts: dict[Path, tuple[str, str, set[int]]] = {}
     for path in sorted(map(Path, findSystemFonts()), key=lambda path: (path.name, str(path))):
         try:
-            with TTFont(path, lazy=True, fontNumber=0) as font:
+            with path.open("rb") as opened, TTFont(opened, lazy=True, fontNumber=0) as font:
                 names: Any = font["name"]
                 family, style = names.getBestFamilyName() or path.stem, names.getBestSubFamilyName() or ""
                 fonts[path] = (family, style, set(font.getBestCmap() or ()))
