@@ -1,10 +1,17 @@
-"""Encoders by name: a small convolutional net for the study, and torchvision's backbones."""
+"""Encoders by name: a small convolutional net for the study, and torchvision's backbones; saving and loading them."""
+
+import pickle
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from bonlib.paths import write_atomically
+
 _CHANNELS = (32, 64, 64, 128)
+_FORMAT = "bonlib encoder 1"
 
 
 class L2Normalize(nn.Module):
@@ -124,3 +131,45 @@ def _backbone(name: str, dim: int, in_channels: int, weights: str | None, freeze
 def _children(model: nn.Module) -> list[tuple[nn.Module, str]]:
     """Every submodule as ``(its owner, its name there)``, in order."""
     return [(owner, name) for owner in model.modules() for name, _ in owner.named_children()]
+
+
+def save_encoder(file: str | Path, encoder: nn.Module, *, images: dict[str, Any] | None = None, **made: Any) -> Path:
+    """Write an encoder's weights, with all that is needed to make it again.
+
+    Args:
+        file: where to; an older file is replaced in one piece.
+        encoder: as :func:`make_encoder` made it.
+        images: options of the data set that it takes, such as ``size``, plain values; :func:`load_encoder` gives them
+            back.
+        **made: the arguments of :func:`make_encoder` that it was made with, ``seed`` and ``weights`` left out.
+
+    Raises:
+        ValueError: if these arguments do not make such an encoder; nothing is written then.
+    """
+    try:
+        with torch.device("meta"):  # takes no memory
+            make_encoder(**made).load_state_dict(encoder.state_dict(), assign=True)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"made is {made}, which does not make this encoder: {reason} Give what made it.") from error
+    content = {"format": _FORMAT, "made": made, "images": images or {}, "state": encoder.state_dict()}
+    write_atomically(Path(file), lambda temporary: torch.save(content, temporary))
+    return Path(file)
+
+
+def load_encoder(file: str | Path, *, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+    """An encoder that :func:`save_encoder` wrote, in evaluation mode, and the options of the images that it takes.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is truncated, or no encoder of bonlib.
+    """
+    try:
+        content = torch.load(file, weights_only=True, map_location=device)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{file} cannot be read, it is truncated or no file of torch: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(f"{file} is no encoder of bonlib (expected {_FORMAT!r}); write it with save_encoder.")
+    encoder = make_encoder(**content["made"]).to(device)
+    encoder.load_state_dict(content["state"])
+    return encoder.eval(), content["images"]

@@ -184,6 +184,61 @@ def over(
     return figure
 
 
+def across(table: "pd.DataFrame", miner: str = "bag", baseline: str = "random") -> Figure:
+    """Data sets in rows, fewest identities on top: what two miners reach, and the lead with its 95 % interval.
+
+    Args:
+        table: as :func:`~bonlib.stats.leads_by` gives it.
+        miner: whose lead it is.
+        baseline: over which miner.
+    """
+    figure, (values, lead) = plt.subplots(1, 2, figsize=(9.2, 0.55 * len(table) + 1.5), sharey=True)
+    rows = range(len(table))
+    values.hlines(rows, table[baseline], table[miner], color=MUTED, linewidth=1)
+    for name, marker in ((baseline, "s"), (miner, "o")):
+        values.plot(table[name], rows, marker, color=MINER_COLOURS[name], markersize=7, label=method_name(name, "set"))
+    values.set(xlabel="R@1, unseen test classes", yticks=rows, ylim=(len(table) - 0.4, -0.6))
+    values.set_yticklabels([
+        f"{name}\n{row['identities']:,.0f} identities, {row['steps']:,.0f} steps" for name, row in table.iterrows()
+    ])  # fmt: skip
+    values.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    lead.hlines(rows, 100 * table["low"], 100 * table["high"], color=MINER_COLOURS[miner], linewidth=2)
+    lead.plot(100 * table["lead"], rows, "o", color=MINER_COLOURS[miner], markersize=7)
+    for y, (mean, high) in enumerate(zip(100 * table["lead"], 100 * table["high"], strict=True)):
+        at = mean if np.isnan(high) else high
+        lead.annotate(f"{mean:+.1f}", (at, y), (6, 0), textcoords="offset points", va="center")
+    lead.axvline(0, color=INK, linewidth=1)
+    lead.set(xlabel="lead, points of R@1")
+    lead.margins(x=0.15)
+    return figure
+
+
+def lead_over_identities(table: "pd.DataFrame", miner: str = "bag", baseline: str = "random") -> Figure:
+    """What two miners reach against the number of training identities, and the lead with its 95 % interval.
+
+    Args:
+        table: as :func:`~bonlib.stats.leads_by` gives it.
+        miner: whose lead it is.
+        baseline: over which miner.
+    """
+    figure, (values, lead) = plt.subplots(1, 2, figsize=(9.2, 3.5))
+    for name, marker in ((baseline, "s"), (miner, "o")):
+        label = method_name(name, "set")
+        values.plot(table["identities"], table[name], marker=marker, color=MINER_COLOURS[name], label=label)
+    values.set(ylabel="R@1, unseen test classes")
+    values.legend(loc="lower right")
+    low, high = (100 * (table["lead"] - table["low"]), 100 * (table["high"] - table["lead"]))
+    style: dict[str, Any] = {"color": MINER_COLOURS[miner], "marker": "o", "capsize": 3}
+    lead.errorbar(table["identities"], 100 * table["lead"], yerr=[low, high], **style)
+    lead.axhline(0, color=INK, linewidth=1)
+    lead.set(ylabel="lead, points of R@1")
+    for ax in (values, lead):
+        ax.set(xscale="log", xlabel="training identities", xticks=table["identities"])
+        ax.set_xticklabels([f"{count:,}" for count in table["identities"]])
+        ax.minorticks_off()
+    return figure
+
+
 def hashes(table: "pd.DataFrame") -> Figure:
     """What each hash does, side by side: recall reached, entropy, balance, churn, nearest negatives found.
 

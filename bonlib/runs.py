@@ -65,22 +65,25 @@ def find_run(config: Mapping[str, Any], sweep: str) -> dict[str, Any] | None:
     return None if record is None or "error" in record else record
 
 
-def load_runs(sweep: str) -> "pd.DataFrame":
+def load_runs(sweep: str, dataset: str | None = None) -> "pd.DataFrame":
     """All runs of a sweep, one a row: config, final metrics, miner statistics, seconds by part, provenance, error.
 
     Args:
         sweep: folder below the results directory.
+        dataset: only runs on this data set.
 
     Returns:
         A DataFrame with plain config names, ``method`` as it is called in tables, ``metrics.…`` on the test classes,
         ``validation.…`` at the last step, ``data.…`` sizes and source of the data, ``miner_stats.…``,
-        ``bags.…``, ``seconds.…``, ``provenance.…``, sorted by
-        name; empty where the folder is.
+        ``bags.…``, ``seconds.…``, ``provenance.…``, sorted by name; empty where the folder is.
+
+    Raises:
+        ValueError: if there are runs, but none on that data set.
     """
     import pandas as pd
 
     rows = []
-    for record in _records(sweep):
+    for record in _records(sweep, dataset):
         row = {"key": record["key"], **record["config"], "error": record.get("error")}
         row["peak_memory_gib"] = record.get("peak_memory_gib")
         row["method"] = _method(record["config"])
@@ -92,15 +95,22 @@ def load_runs(sweep: str) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def load_history(sweep: str) -> "pd.DataFrame":
+def load_history(sweep: str, dataset: str | None = None) -> "pd.DataFrame":
     """What the runs of a sweep measured on the way, one evaluation a row, with the config of the run.
 
     ``loss`` is the config's, its name; the mean loss of the steps since the last evaluation is ``mean_loss``.
+
+    Args:
+        sweep: folder below the results directory.
+        dataset: only runs on this data set.
+
+    Raises:
+        ValueError: if there are runs, but none on that data set.
     """
     import pandas as pd
 
     rows = []
-    for record in _records(sweep):
+    for record in _records(sweep, dataset):
         for point in record.get("history", []):
             known = {"mean_loss": point.get("loss"), "key": record["key"], "method": _method(record["config"])}
             rows.append(point | known | record["config"])
@@ -129,8 +139,13 @@ def _method(config: Mapping[str, Any]) -> str:
     return config.get("name") or method_name(*named)
 
 
-def _records(sweep: str) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted((results_dir() / sweep).glob("[!.]*.json"))]
+def _records(sweep: str, dataset: str | None) -> list[dict[str, Any]]:
+    records = [json.loads(path.read_text()) for path in sorted((results_dir() / sweep).glob("[!.]*.json"))]
+    chosen = [record for record in records if dataset in (None, record["config"].get("dataset"))]
+    if records and not chosen:
+        known = sorted({str(record["config"].get("dataset")) for record in records})
+        raise ValueError(f"dataset is {dataset!r}; the sweep {sweep!r} has runs on {', '.join(known)}.")
+    return chosen
 
 
 def _without_nan(value: Any) -> Any:

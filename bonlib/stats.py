@@ -123,6 +123,50 @@ def against(runs: "pd.DataFrame", column: str, method: str) -> "pd.DataFrame":
     return pd.DataFrame(rows).sort_values("value", ascending=False).set_index("method")
 
 
+def leads_by(
+    runs: "pd.DataFrame",
+    by: str,
+    column: str = "metrics.recall@1",
+    *,
+    miner: str = "bag",
+    baseline: str = "random",
+) -> "pd.DataFrame":
+    """What a miner is ahead of a baseline in each group of runs, such as data sets, paired by seed.
+
+    Args:
+        runs: as :func:`~bonlib.runs.load_runs` gives them, one form and loss.
+        by: column that makes the groups.
+        column: what to compare.
+        miner: whose lead it is.
+        baseline: over which miner.
+
+    Returns:
+        One row a group that has both, by rising number of identities: ``identities`` and ``images`` to train on,
+        ``steps``, mean of ``baseline`` and ``miner`` under their names, ``lead``, ``low`` and ``high`` of its 95 %
+        interval, ``seeds``.
+
+    Raises:
+        ValueError: if a group mixes budgets, or no group has both miners.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, group in runs.groupby(by, sort=False):
+        first, second = group[group["miner"] == miner], group[group["miner"] == baseline]
+        if first.empty or second.empty:
+            continue
+        if group["steps"].nunique() > 1:
+            raise ValueError(f"{name} has runs of {sorted(group['steps'].unique())} steps; choose those of one budget.")
+        lead, low, high, seeds = paired_difference(first, second, column)
+        size = {part: int(group[f"data.{part}"].median()) for part in ("identities", "images")}  # subsets vary by seed
+        means = {baseline: second[column].mean(), miner: first[column].mean()}
+        rows.append({by: name, **size, "steps": int(group["steps"].iloc[0]), **means})
+        rows[-1] |= {"lead": lead, "low": low, "high": high, "seeds": seeds}
+    if not rows:
+        raise ValueError(f"No {by} has runs of both {miner!r} and {baseline!r}; run a sweep with both.")
+    return pd.DataFrame(rows).sort_values("identities", kind="stable").set_index(by)
+
+
 def time_to_accuracy(
     runs: "pd.DataFrame",
     history: "pd.DataFrame",

@@ -1,0 +1,40 @@
+"""A folder of images to try things on, where the user has none at hand."""
+
+from pathlib import Path
+
+import numpy as np
+
+from bonlib.datasets.glyphs import Glyphs
+from bonlib.paths import data_dir
+
+
+def example_folder(root: str | Path | None = None, *, identities: int = 150, seed: int = 0) -> Path:
+    """Write characters as a folder of colour images, ``<identity>/<image>.png``, ink and paper in random colours.
+
+    Args:
+        root: where to; by default ``example/`` below :func:`~bonlib.paths.data_dir`. A folder that is there stays as it
+            is.
+        identities: how many characters.
+        seed: of the choice of characters and colours.
+
+    Returns:
+        The folder.
+    """
+    from PIL import Image
+
+    folder = data_dir() / "example" if root is None else Path(root).expanduser()
+    if folder.exists():
+        return folder
+    glyphs = Glyphs("all").with_identities(identities, seed=seed)
+    rng = np.random.default_rng(seed)
+    # Written beside and renamed, so that half a folder is never taken for a whole one.
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    for i, label in enumerate(glyphs.labels.tolist()):
+        ink = glyphs.pixels([i])[0, 0, :, :, None] / 255  # (32, 32, 1)
+        dark, light = rng.integers(0, 110, 3), rng.integers(150, 256, 3)
+        pixels = (ink * dark + (1 - ink) * light).astype(np.uint8)  # (32, 32, 3)
+        file = unfinished / f"U+{ord(glyphs.class_names[label]):04X}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+    unfinished.rename(folder)
+    return folder
