@@ -164,9 +164,11 @@ def load_encoder(file: str | Path, *, device: str | torch.device = "cpu") -> tup
         FileNotFoundError: if there is no such file.
         ValueError: if the file is truncated, or no encoder of bonlib.
     """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"file is {str(file)!r}, which is no file; give one that save_encoder wrote.")
     try:
         content = torch.load(file, weights_only=True, map_location=device)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except (RuntimeError, OSError, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(f"{file} cannot be read, it is truncated or no file of torch: {error}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{file} is no encoder of bonlib (expected {_FORMAT!r}); write it with save_encoder.")

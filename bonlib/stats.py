@@ -156,7 +156,8 @@ def leads_by(
         if first.empty or second.empty:
             continue
         if group["steps"].nunique() > 1:
-            raise ValueError(f"{name} has runs of {sorted(group['steps'].unique())} steps; choose those of one budget.")
+            steps = sorted(set(map(int, group["steps"])))
+            raise ValueError(f"{name} has runs of {steps} steps; choose those of one budget.")
         lead, low, high, seeds = paired_difference(first, second, column)
         size = {part: int(group[f"data.{part}"].median()) for part in ("identities", "images")}  # subsets vary by seed
         means = {baseline: second[column].mean(), miner: first[column].mean()}

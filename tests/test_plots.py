@@ -145,3 +145,44 @@ def test_equal_pictures_give_equal_files(folders):
         saved.append((png.read_bytes(), png.with_suffix(".svg").read_bytes()))
     assert saved[0] == saved[1]
     assert sorted(path.name for path in (folders / "figures").iterdir()) == ["00_test.png", "00_test.svg"]
+
+
+@pytest.fixture
+def leads_table():
+    rows = [
+        {"dataset": name, "identities": count, "steps": 100, "random": 0.5, "bag": 0.5 + lead, "lead": lead,
+         "low": lead - 0.01, "high": lead + 0.01, "seeds": 3}
+        for name, count, lead in (("few", 300, -0.02), ("many", 5000, 0.08))
+    ]  # fmt: skip
+    return pd.DataFrame(rows).set_index("dataset")
+
+
+def test_data_sets_stand_in_rows_with_both_miners_and_the_lead(leads_table):
+    values, lead = run_plots.across(leads_table).axes
+    assert [label.get_text().split("\n")[0] for label in values.get_yticklabels()] == ["few", "many"]
+    lines = lines_by_label(values)
+    assert lines["random sets"].get_xdata().tolist() == [0.5, 0.5]
+    assert lines["BoN sets"].get_xdata() == pytest.approx([0.48, 0.58])
+    assert lines["BoN sets"].get_color() == MINER_COLOURS["bag"]
+    assert [text.get_text() for text in lead.texts] == ["-2.0", "+8.0"]
+    assert all(ax.get_xlabel() for ax in (values, lead))
+
+
+def test_the_lead_over_identities_has_its_interval_in_points(leads_table):
+    values, lead = run_plots.lead_over_identities(leads_table).axes
+    assert lines_by_label(values)["BoN sets"].get_xydata() == pytest.approx(np.array([[300, 0.48], [5000, 0.58]]))
+    ends = lead.collections[0].get_segments()
+    assert [sorted(segment[:, 1]) for segment in ends] == [pytest.approx([-3, -1]), pytest.approx([7, 9])]
+    assert all(ax.get_xscale() == "log" and ax.get_ylabel() for ax in (values, lead))
+
+
+def test_retrievals_frame_the_query_and_cross_out_what_is_wrong():
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 3, 8, 8), dtype=np.uint8)
+    right = np.array([[True, False, True, True], [False, False, True, False]])
+    figure = plots.retrievals(images[:, 0], list(images), right, ["a", "b"])
+    crossed = np.array([len(ax.get_lines()) for ax in figure.axes]).reshape(2, 5)
+    assert (crossed == np.c_[[0, 0], ~right]).all()
+    for row, axes in enumerate(np.array(figure.axes).reshape(2, 5)):
+        assert (axes[0].images[0].get_array() == images[row, 0].transpose(1, 2, 0)).all()
+        for column in range(4):
+            assert (axes[1 + column].images[0].get_array() == images[row, column].transpose(1, 2, 0)).all()

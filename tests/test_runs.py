@@ -12,7 +12,7 @@ from bonlib.datasets.glyphs import default_fonts
 from bonlib.experiment import Config, Experiment
 from bonlib.paths import write_atomically
 from bonlib.runs import config_key, find_run, load_history, load_runs, save_run
-from bonlib.stats import against, gains, mean_interval, paired_difference, summary, time_to_accuracy
+from bonlib.stats import against, gains, leads_by, mean_interval, paired_difference, summary, time_to_accuracy
 
 FEW = {"fonts": [str(path) for path in default_fonts()[:8]], "characters": list(range(0x41, 0x250))}
 
@@ -184,3 +184,44 @@ def test_a_run_that_never_gets_there_is_not_dropped():
     assert table.loc["bag", ["step", "reached", "seeds"]].tolist() == [30, 2, 3]
     assert np.isinf(table.loc["slow", "seconds"])
     assert table.loc["random sets + batch-hard", "seconds"] == 3
+
+
+def lead_runs(seeds=3, steps=100):
+    rng = np.random.default_rng(0)
+    return pd.DataFrame([
+        {"dataset": name, "miner": miner, "seed": seed, "steps": steps, "data.identities": count,
+         "data.images": 9 * count, "metrics.recall@1": rng.random()}
+        for name, count in (("large", 500), ("little", 40)) for miner in ("random", "bag", "exact")
+        for seed in range(seeds)
+    ])  # fmt: skip
+
+
+def test_leads_by_data_set_are_the_paired_ones():
+    runs = lead_runs()
+    table = leads_by(runs, "dataset")
+    assert table.index.tolist() == ["little", "large"]  # by rising number of identities
+    for name, row in table.iterrows():
+        of = {miner: runs[(runs["dataset"] == name) & (runs["miner"] == miner)] for miner in ("bag", "random")}
+        expected = paired_difference(of["bag"], of["random"], "metrics.recall@1")
+        assert row[["lead", "low", "high", "seeds"]].tolist() == pytest.approx(list(expected))
+        assert row["bag"] - row["random"] == pytest.approx(row["lead"])
+        assert row["images"] == 9 * row["identities"]
+
+
+def test_leads_of_mixed_budgets_or_one_miner_are_refused():
+    with pytest.raises(ValueError, match=r"large has runs of \[100, 200\] steps; choose those of one budget"):
+        leads_by(pd.concat([lead_runs(), lead_runs(steps=200)]), "dataset")
+    with pytest.raises(ValueError, match="No dataset has runs of both 'bag' and 'smart'"):
+        leads_by(lead_runs(), "dataset", baseline="smart")
+
+
+def test_runs_of_one_data_set(folders):
+    for name in ("glyphs", "hangul"):
+        save_run({"dataset": name, "miner": "bag"}, "trial", history=[{"step": 1}])
+    assert load_runs("trial", "hangul")["dataset"].tolist() == ["hangul"]
+    assert load_history("trial", "glyphs")["dataset"].tolist() == ["glyphs"]
+    assert len(load_runs("trial")) == 2
+    for load in (load_runs, load_history):
+        with pytest.raises(ValueError, match="dataset is 'cjk'; the sweep 'trial' has runs on glyphs, hangul"):
+            load("trial", "cjk")
+        assert load("none", "cjk").empty

@@ -80,7 +80,7 @@ class ImageFiles:
                 total=len(self),
                 desc="decoding",
                 leave=False,
-                disable=len(self) < 1000,
+                disable=len(self) < 5000,
             )
             return images, list(bar)
 
