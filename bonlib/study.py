@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from bonlib.datasets import load_dataset
+from bonlib.datasets.splits import SPLITS
 from bonlib.experiment import Config
 from bonlib.paths import project_dir, write_atomically
 from bonlib.report import write_report
@@ -67,6 +68,24 @@ def read_sweep(file: Path) -> list[Config]:
     if len({config_key(asdict(c)) for c in configs}) < len(configs):
         raise ValueError(f"{file.name} names a run twice; each method must differ from the others.")
     return configs
+
+
+def on_dataset(configs: Iterable[Config], dataset: str, root: str | None = None) -> list[Config]:
+    """The same runs on another data set, whose files are in ``root``; those that have become one are one."""
+    source = {"root": str(Path(root).expanduser().resolve())} if root else {}
+    changed = [replace(config, dataset=dataset, dataset_options=source) for config in configs]
+    return list({config_key(asdict(config)): config for config in changed}.values())
+
+
+def page_parameters(sweep: str, dataset: str | None = None, root: str | None = None) -> dict[str, dict[str, Any]]:
+    """What the notebooks of a preset are executed with: its first sweep, and the data set where one is chosen."""
+    if dataset is None:
+        return {name: {"sweep": sweep} for name in ("00_start_here", "01_hard_negatives", "06_comparison")}
+    source = {"dataset": dataset, "root": str(Path(root).expanduser().resolve()) if root else ""}
+    records = {"06_comparison": {"dataset": dataset, "sweep": sweep, "rivals": sweep}}
+    return records | dict.fromkeys(("02_hashing", "03_buckets", "04_training"), source) | {
+        "08_across_datasets": {"sweep": sweep}
+    }  # fmt: skip
 
 
 def run_tasks(configs: Iterable[Config], sweep: str, *, notebooks: bool = True) -> list[Task]:
@@ -264,6 +283,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--sweep", action="append", help="run only this file of notebooks/sweeps, without the notebooks"
     )
+    parser.add_argument("--dataset", help="run the sweeps on this data set; the records' folder bears its name too")
+    parser.add_argument("--root", help="where its files are")
     parser.add_argument(
         "--jobs",
         type=int,
@@ -285,21 +306,29 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill ends the processes too, as Ctrl-C does
 
     runs: list[Task] = []
-    for sweep in sweeps:
+    for i, sweep in enumerate(sweeps):
         configs = read_sweep(_sweep_file(sweep))
+        if options.dataset:
+            configs = on_dataset(configs, options.dataset, options.root)
+            sweeps[i] = sweep = f"{sweep}_{options.dataset}"
         if options.fresh:
             for config in configs:
                 run_path(asdict(config), sweep).unlink(missing_ok=True)
         runs += run_tasks(configs, sweep, notebooks=not options.no_notebooks)
     pages: list[Task] = []
     if not (options.no_notebooks or options.sweep):
-        chosen = {name: {"sweep": sweeps[0]} for name in ("00_start_here", "01_hard_negatives", "06_comparison")}
+        chosen = page_parameters(sweeps[0], options.dataset, options.root)
         # New records make the pages that read them stale.
         pages = notebook_tasks(options.preset, chosen, fresh=options.fresh or bool(runs))
     failed = []
     needed = {json.dumps([t.config["dataset"], t.config["dataset_options"]]) for t in runs if t.config}
     for dataset, settings in map(json.loads, sorted(needed | {'["glyphs", {}]'})):
-        load_dataset(dataset, "all", **settings)  # once, before processes would each draw or decode it
+        try:
+            for split in SPLITS:  # once, before processes would each draw or decode it
+                load_dataset(dataset, split, **settings)
+        except (OSError, ValueError) as error:
+            print(f"{dataset}: {error}", file=sys.stderr)
+            return 2
     work = sum(task.weight for task in runs + pages)
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
     with tqdm(total=work, desc="study", smoothing=0, bar_format=form) as bar:

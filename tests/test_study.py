@@ -118,3 +118,30 @@ def test_the_command_line_explains_itself():
     done = subprocess.run([sys.executable, "-m", "bonlib.study", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "--preset" in done.stdout
+
+
+def test_a_sweep_on_another_data_set_changes_nothing_else(tmp_path):
+    configs = study.read_sweep(study._sweep_file("quick"))
+    changed = study.on_dataset(configs, "folder", str(tmp_path))
+    assert len(changed) == len(configs)
+    for before, after in zip(configs, changed, strict=True):
+        expected = asdict(before) | {"dataset": "folder", "dataset_options": {"root": str(tmp_path)}}
+        assert asdict(after) == expected
+    hangul = study.read_sweep(study._sweep_file("datasets"))
+    assert len(study.on_dataset(hangul, "glyphs")) == len(
+        {(c.miner, c.steps, c.evaluate_every, c.seed) for c in hangul}
+    )
+
+
+def test_pages_take_the_data_set_by_parameters_that_they_have(tmp_path):
+    for parameters in (study.page_parameters("quick"), study.page_parameters("quick_folder", "folder", str(tmp_path))):
+        for name, values in parameters.items():
+            study.check_parameters(project_dir() / "notebooks" / f"{name}.ipynb", values)
+    assert study.page_parameters("x", "folder", str(tmp_path))["03_buckets"]["root"] == str(tmp_path)
+
+
+def test_data_that_are_not_there_end_the_study_before_it_begins(folders, capsys):
+    arguments = ["--sweep", "quick", "--no-notebooks", "--dataset", "folder", "--root", str(folders / "nowhere")]
+    assert study.main(arguments) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not list(folders.glob("results/*/*.json"))
