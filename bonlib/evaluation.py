@@ -56,7 +56,7 @@ def evaluate(
     encoder: nn.Module,
     dataset: Dataset[Any],
     *,
-    ks: Sequence[int] = (1, 2, 4, 8),
+    ks: Sequence[int] | None = None,
     batch_size: int = 512,
     device: str | torch.device = "cpu",
     workers: int = 0,
@@ -70,7 +70,7 @@ def evaluate(
     Args:
         encoder: images ``(batch, …)`` to embeddings ``(batch, dim)``.
         dataset: see :func:`embed`.
-        ks: ranks of recall.
+        ks: ranks of recall; by default those that the data set reports.
         batch_size: images at once.
         device: where the encoder is.
         workers: processes that load, for a dataset that is not in memory.
@@ -81,6 +81,7 @@ def evaluate(
     embeddings, labels = embed(encoder, dataset, batch_size=batch_size, device=device, workers=workers)
     embeddings, labels = embeddings.to(device), labels.to(device)
     attributes = getattr(dataset, "attributes", {})
+    ks = getattr(dataset, "ks", (1, 2, 4, 8)) if ks is None else ks
     if "query" not in attributes:
         return retrieval_metrics(embeddings, labels, ks=ks)
     query = torch.from_numpy(attributes["query"]).to(device)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _RESEARCH = "research only"
-_PERSON = {"size": (256, 128), "augment": "crop"}
+_PERSON = {"size": (256, 128), "augment": "crop", "ks": (1, 5, 10, 20)}
 _PRODUCT = {"size": 256, "augment": "resized-crop"}
 
 
@@ -44,12 +44,14 @@ BENCHMARKS: dict[str, Benchmark] = {
     "online-products": Benchmark(
         "Stanford Online Products: product photos from a marketplace", products.online_products,
         {"train": (59_551, 11_318), "test": (60_502, 11_316)}, _RESEARCH,
-        "github.com/rksltnl/Deep-Metric-Learning-CVPR16 names the archive", _PRODUCT,
+        "github.com/rksltnl/Deep-Metric-Learning-CVPR16 names the archive",
+        _PRODUCT | {"ks": (1, 10, 100, 1000)},
     ),
     "in-shop": Benchmark(
         "In-Shop Clothes Retrieval (DeepFashion): query and gallery", products.in_shop,
         {"train": (25_882, 3_997), "query": (14_218, 3_985), "gallery": (12_612, 3_985)}, _RESEARCH,
-        "mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html, after signing an agreement", _PRODUCT,
+        "mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html, after signing an agreement",
+        _PRODUCT | {"ks": (1, 10, 20, 30)},
     ),
     "cub200": Benchmark(
         "CUB-200-2011: birds", products.birds, {"train": (5_864, 100), "test": (5_924, 100)}, _RESEARCH,

@@ -40,6 +40,7 @@ def image_set(
     in_memory: bool | None = None,
     on_error: OnError = "raise",
     source: dict[str, Any] | None = None,
+    ks: tuple[int, ...] = (1, 2, 4, 8),
 ) -> ImageSet:
     """A split of the images that a table lists.
 
@@ -58,6 +59,7 @@ def image_set(
         in_memory: decode once into a uint8 cache; by default where that takes less than 2 GiB.
         on_error: ``"skip"`` leaves out images that cannot be read, with a warning that counts them.
         source: where the images are from.
+        ks: ranks of recall to report.
 
     Returns:
         The images; ``attributes``: ``path``, ``camera``, and in a test split with query and gallery ``query``.
@@ -97,6 +99,7 @@ def image_set(
         attributes=attributes,
         transform=make_transform(size, augment if split == "train" else None, augment, statistics),
         source=(source or {}) | {"left out": len(broken)},
+        ks=ks,
     )
     if not broken:
         return everything

@@ -28,6 +28,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         transform: from one uint8 image to what the encoder gets, such as random flips and a normalisation; it draws
             from torch's global generator, as torchvision's transforms do. ``None``: to float32 in 0 to 1.
         source: where the images are from, plain values that go into the records of runs.
+        ks: ranks of recall that are reported for this set.
     """
 
     images: Tensor | ImageFiles
@@ -36,6 +37,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     attributes: dict[str, NDArray[Any]] = field(default_factory=dict)
     transform: Callable[[Tensor], Tensor] | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    ks: tuple[int, ...] = (1, 2, 4, 8)
 
     @property
     def num_classes(self) -> int:
@@ -80,6 +82,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             {name: values[chosen.numpy()] for name, values in self.attributes.items()},
             self.transform,
             self.source,
+            self.ks,
         )
 
     def with_identities(self, count: int, *, seed: int = 0) -> "ImageSet":
@@ -106,7 +109,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         labels = self.labels.clone()
         shifts = torch.from_numpy(rng.integers(1, self.num_classes, len(wrong)))  # never by nothing
         labels[wrong] = (labels[wrong] + shifts) % self.num_classes
-        return ImageSet(self.images, labels, self.class_names, self.attributes, self.transform, self.source)
+        return ImageSet(self.images, labels, self.class_names, self.attributes, self.transform, self.source, self.ks)
 
     def of_class(self, name: str) -> NDArray[np.uint8]:
         """All images of the class of that name, ``(images, channels, height, width)`` uint8.
