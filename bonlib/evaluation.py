@@ -81,7 +81,8 @@ def evaluate(
     embeddings, labels = embed(encoder, dataset, batch_size=batch_size, device=device, workers=workers)
     embeddings, labels = embeddings.to(device), labels.to(device)
     attributes = getattr(dataset, "attributes", {})
-    ks = getattr(dataset, "ks", (1, 2, 4, 8)) if ks is None else ks
+    if ks is None:
+        ks = tuple(getattr(dataset, "ks", (1, 2, 4, 8)))
     if "query" not in attributes:
         return retrieval_metrics(embeddings, labels, ks=ks)
     query = torch.from_numpy(attributes["query"]).to(device)
