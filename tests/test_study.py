@@ -145,3 +145,16 @@ def test_data_that_are_not_there_end_the_study_before_it_begins(folders, capsys)
     assert study.main(arguments) == 2
     assert "nowhere" in capsys.readouterr().err
     assert not list(folders.glob("results/*/*.json"))
+
+
+def test_hangul_runs_take_the_trials_that_did_best_on_its_validation_classes():
+    best = {trial["miner"]: trial for trial in study.best_trials("tune_hangul")}
+    trials = study.read_sweep(study._sweep_file("tune_hangul"))
+    assert set(Counter(c.name for c in trials).values()) == {4}
+    assert not any(c.test for c in trials)
+    for sweep in ("datasets", "identities"):
+        configs = [c for c in study.read_sweep(study._sweep_file(sweep)) if c.dataset == "hangul"]
+        assert not {c.seed for c in configs} & {c.seed for c in trials}
+        for config in configs:
+            chosen = {name: getattr(config, name) for name in best[config.miner] if name != "name"}
+            assert chosen == {k: v for k, v in best[config.miner].items() if k != "name"}
