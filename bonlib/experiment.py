@@ -3,6 +3,7 @@
 import json
 import resource
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -90,6 +91,10 @@ class Experiment:
             config.encoder, dim=config.dim, in_channels=self.train.channels, seed=config.seed, **config.encoder_options
         )
         options = {name: getattr(config, name) for name in ("form", "batch_size", "per_class", "seed")}
+        if config.form == "set" and (most := self.train.num_classes * config.per_class) < config.batch_size:
+            text = f"{self.train.num_classes} training identities make batches of {most}, not {config.batch_size}."
+            warnings.warn(f"{text} With so few, expect no gain of hard negatives.", stacklevel=2)
+            options["batch_size"] = most
         options |= config.miner_options | ({} if config.bits is None else {"bits": config.bits})
         if own := options.pop("hasher_options", None):
             bits = options.pop("bits", None) or default_bits(len(self.train))

@@ -74,6 +74,28 @@ def test_other_folders_are_refused(folders, names, error, message):
         load_dataset("folder", "train")
 
 
+def test_identities_of_one_image_are_shared_out_so_that_every_split_can_find_something(folders):
+    for i in range(30):
+        for j in range(1 if i % 2 else 3):
+            save(folders / "x" / f"{i:02}" / f"{j}.png", i)
+    parts = {
+        split: load_dataset("folder", split, root=folders / "x", size=16) for split in ("train", "validation", "test")
+    }
+    for split, single, several in (("train", 8, 8), ("validation", 1, 1), ("test", 6, 6)):
+        counts = torch.bincount(parts[split].labels)
+        assert abs(int((counts == 1).sum()) - single) <= 1, split
+        assert abs(int((counts == 3).sum()) - several) <= 1, split
+    with pytest.raises(ValueError, match="There are 4 identities with two images or more; give at least 5"):
+        load_dataset("folder", "train", root=few(folders, 4))
+
+
+def few(folders, count):
+    for i in range(count):
+        for j in range(2):
+            save(folders / "few" / f"{i}" / f"{j}.png", i)
+    return folders / "few"
+
+
 def write_table(file, rows):
     table = pd.DataFrame(rows)
     table.to_parquet(file) if file.suffix == ".parquet" else table.to_csv(file, index=False)

@@ -225,3 +225,11 @@ def test_runs_of_one_data_set(folders):
         with pytest.raises(ValueError, match="dataset is 'cjk'; the sweep 'trial' has runs on glyphs, hangul"):
             load("trial", "cjk")
         assert load("none", "cjk").empty
+
+
+def test_a_small_set_gets_smaller_batches_with_a_warning(folders):
+    config = Config(dataset_options=FEW, identities=10, steps=1)
+    with pytest.warns(UserWarning, match="10 training identities make batches of 40, not 132"):
+        experiment = Experiment(config)
+    assert experiment.miner.batch_size == 40
+    assert Experiment(Config(dataset_options=FEW, identities=10, form="triplet")).miner.batch_size == 132

@@ -15,7 +15,7 @@ from bonlib.paths import data_dir
 if TYPE_CHECKING:
     import pandas as pd
 
-_RESEARCH = "research only"
+_RESEARCH = "research; see its page"
 _PERSON = {"size": (256, 128), "augment": "crop", "ks": (1, 5, 10, 20)}
 _PRODUCT = {"size": 256, "augment": "resized-crop"}
 
@@ -33,10 +33,10 @@ class Benchmark:
 
     @property
     def sizes(self) -> tuple[int | None, int | None]:
-        """Identities and images in all, where published. Query and gallery show the same persons."""
+        """Identities and images in all, where published; junk and distractors of a gallery are no identities."""
         if not self.published:
             return None, None
-        shown = [part for part in ("all", "train", "test", "gallery") if part in self.published]
+        shown = [part for part in ("all", "train", "test", "query") if part in self.published]
         return sum(self.published[part][1] for part in shown), sum(images for images, _ in self.published.values())
 
 

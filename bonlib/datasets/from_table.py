@@ -24,6 +24,7 @@ OnError = Literal["raise", "skip"]
 JUNK = "-1"  # identity of images that a benchmark neither counts nor shows
 UNKNOWN_CAMERA = -1
 _MOST_IN_MEMORY = 2 * 2**30  # bytes, decoded
+_FEWEST = 5  # identities that can be split
 _VERSION = 1  # raise it when the same files would be decoded to other pixels
 
 
@@ -114,10 +115,16 @@ def _rows_of(table: "pd.DataFrame", split: Split, validation: float, seed: int) 
     counted = identity != JUNK
     if split == "all":
         return counted
-    unsplit = np.unique(identity[counted & (part == "")])
-    for name, chosen in split_identities(len(unsplit), seed).items():
-        if name in SPLITS:
-            part[(part == "") & np.isin(identity, unsplit[chosen])] = name
+    unsplit, images = np.unique(identity[counted & (part == "")], return_counts=True)
+    if len(unsplit) and (images > 1).sum() < _FEWEST:
+        raise ValueError(
+            f"There are {(images > 1).sum()} identities with two images or more; give at least {_FEWEST}, so that each "
+            "split has one, or a table with a column split."
+        )
+    for group in (unsplit[images > 1], unsplit[images == 1]):  # single images find nothing; each split gets its share
+        for name, chosen in split_identities(len(group), seed).items():
+            if name in SPLITS:
+                part[(part == "") & np.isin(identity, group[chosen])] = name
     if not len(unsplit) and "validation" not in part:
         training = np.unique(identity[counted & (part == "train")])
         held_out = np.random.default_rng(seed).permutation(training)[: round(validation * len(training))]
