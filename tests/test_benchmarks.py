@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -309,3 +310,43 @@ def test_an_empty_split_says_so(folders):
     table = BENCHMARKS["viper"].read(folders, 0)
     with pytest.raises(ValueError, match="validation is 1; give a share"):
         image_set(table, "train", validation=1)
+
+
+def test_cuhk03_as_one_file_of_matlab(folders):
+    root = folders / "cuhk03"
+    (root / "cuhk03_release").mkdir(parents=True)
+    rng, pixels, files = np.random.default_rng(0), {}, []
+    with h5py.File(root / "cuhk03_release" / "cuhk-03.mat", "w") as mat:
+        pairs = mat.create_dataset("labeled", (1, 2), dtype=h5py.ref_dtype)
+        for pair in range(2):
+            cells = mat.create_dataset(f"pair{pair}", (10, 3), dtype=h5py.ref_dtype)  # transposed, as MATLAB stores it
+            pairs[0, pair] = cells.ref
+            for person in range(3):
+                for number in range(10):
+                    there = number in (0, 1, 6, 7)
+                    image = rng.integers(0, 256, (12, 8, 3), dtype=np.uint8) if there else np.zeros(2, dtype=np.uint64)
+                    cells[number, person] = mat.create_dataset(f"i{pair}_{person}_{number}", data=image.T).ref
+                    if there:
+                        files.append(f"{pair + 1}_{person + 1:03}_{1 if number < 5 else 2}_{number + 1:02}.png")
+                        pixels[files[-1]] = image
+    labels = [3 * int(name[0]) + int(name[2:5]) for name in files]
+    persons = sorted(set(labels))
+    of = {name: [i + 1 for i, label in enumerate(labels) if chosen(label, files[i])] for name, chosen in {
+        "train_idx": lambda label, _: label in persons[:4],
+        "query_idx": lambda label, name: label in persons[4:] and name.endswith("_01.png"),
+        "gallery_idx": lambda label, name: label in persons[4:] and not name.endswith("_01.png"),
+    }.items()}  # fmt: skip
+    cell = np.empty((len(files), 1), dtype=object)
+    cell[:, 0] = files
+    savemat(root / "cuhk03_new_protocol_config_labeled.mat", {"filelist": cell, "labels": np.c_[labels], **of})
+    options = {"root": root, "check_counts": False, "size": (12, 8), "augment": None, "validation": 0}
+    for _ in range(2):  # unpacked once, then found again
+        train, test = load_dataset("cuhk03", "train", **options), load_dataset("cuhk03", "test", **options)
+        assert (train.num_classes, len(train)) == (4, 16)
+        assert (test.num_classes, len(test), test.attributes["query"].sum()) == (2, 8, 2)
+        for image, path, camera in zip(train.images, train.attributes["path"], train.attributes["camera"], strict=True):
+            name = Path(path).name
+            assert (image.permute(1, 2, 0).numpy() == pixels[name]).all()
+            assert camera == int(name.split("_")[2])
+    with pytest.raises(FileNotFoundError, match=r"the first missing path is .*cuhk03_new_protocol_config_detected.mat"):
+        load_dataset("cuhk03-detected", "train", **options)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bonlib.datasets.cuhk03 import RELEASE, read_release
 from bonlib.datasets.from_table import UNKNOWN_CAMERA
 from bonlib.datasets.layout import Row, base, images_in, make_table
 
@@ -41,17 +42,20 @@ def duke(root: Path, seed: int) -> "pd.DataFrame":
 
 
 def cuhk03(root: Path, seed: int) -> "pd.DataFrame":
-    """CUHK03 in the new protocol (767 and 700 persons), hand-labelled boxes, as its authors offer it: ``CUHK03-NP``.
+    """CUHK03 in the new protocol (767 and 700 persons), hand-labelled boxes.
+
+    Reads the makers' ``cuhk03_release/cuhk-03.mat`` with the protocol's ``cuhk03_new_protocol_config_labeled.mat``, or
+    the images as the protocol's authors offer them, ``CUHK03-NP``.
 
     Source: Li et al., "DeepReID", 2014; protocol: Zhong et al., "Re-ranking person re-identification with k-reciprocal
     encoding", 2017.
     """
-    return _bounding_boxes(base(root, list(_PARTS), ["labeled", "CUHK03-NP/labeled", "cuhk03-np/labeled"]))
+    return _cuhk03(root, "labeled")
 
 
 def cuhk03_detected(root: Path, seed: int) -> "pd.DataFrame":
     """As :func:`cuhk03`, with the boxes of a detector."""
-    return _bounding_boxes(base(root, list(_PARTS), ["detected", "CUHK03-NP/detected", "cuhk03-np/detected"]))
+    return _cuhk03(root, "detected")
 
 
 def msmt17(root: Path, seed: int) -> "pd.DataFrame":
@@ -165,6 +169,12 @@ def combined(tables: Mapping[str, "pd.DataFrame"]) -> "pd.DataFrame":
         cameras = max(cameras, int(renamed["camera"].max()) + 1)
         parts.append(renamed)
     return pd.concat(parts, ignore_index=True)
+
+
+def _cuhk03(root: Path, boxes: str) -> "pd.DataFrame":
+    if any((folder / RELEASE).exists() for folder in (root, root / "cuhk03", root / "CUHK03")):
+        return read_release(root, boxes)
+    return _bounding_boxes(base(root, list(_PARTS), [boxes, f"CUHK03-NP/{boxes}", f"cuhk03-np/{boxes}"]))
 
 
 def _bounding_boxes(folder: Path) -> "pd.DataFrame":
