@@ -1,18 +1,22 @@
 """One run of the study: from a config to a record."""
 
 import json
+import os
 import resource
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from bonlib.bag import BagOfNegatives, default_bits
 from bonlib.datasets import load_dataset
+from bonlib.distributed import rank
 from bonlib.encoders import make_encoder
 from bonlib.evaluation import bag_quality, embed, evaluate
 from bonlib.hashing import make_hasher
@@ -162,8 +166,30 @@ class Experiment:
         )
 
 
-if __name__ == "__main__":  # python -m bonlib.experiment '{"miner": "bag"}' sweep
-    experiment = Experiment(Config(**json.loads(sys.argv[1])))
+def main(settings: str, sweep: str) -> None:
+    """Do a run and write its record; under torchrun with all its processes, NCCL on GPUs and gloo on the CPU.
+
+    Args:
+        settings: a :class:`Config` as JSON.
+        sweep: folder of the record.
+    """
+    config = Config(**json.loads(settings))
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1:
+        on_gpu = config.device.startswith("cuda")
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=10))
+        if on_gpu:
+            config = replace(config, device=f"cuda:{os.environ['LOCAL_RANK']}")
+            torch.cuda.set_device(config.device)
+    experiment = Experiment(config)
     for _ in experiment:
         pass
-    experiment.save(sys.argv[2])
+    if rank() == 0:
+        experiment.save(sweep)
+    if processes > 1:
+        dist.barrier()  # nobody leaves while rank 0 measures
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":  # python -m bonlib.experiment '{"miner": "bag"}' sweep, or torchrun … -m bonlib.experiment …
+    main(*sys.argv[1:])

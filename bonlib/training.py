@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
+from bonlib.distributed import RankMiner, broadcast_value, rank, world_size
 from bonlib.evaluation import embed, evaluate
 from bonlib.paths import write_atomically
 from bonlib.sampling import Miner
@@ -33,7 +35,7 @@ class Step:
     step: int  # counted from 1
     loss: float
     active: float  # share of tuples with a positive loss
-    images: int  # forwarded in training so far
+    images: int  # forwarded in training so far, by all processes
     seconds: dict[
         str, float
     ]  # of this step: draw, data, compute (forward and backward), hash (update), refresh, evaluate
@@ -60,6 +62,11 @@ def fit(
     workers: int = 0,
 ) -> Iterator[Step]:
     """Train an encoder; yields after each step, so that a caller can draw, log or stop.
+
+    Where torch.distributed is initialised, every process calls this with the same arguments, its own ``device``
+    aside: each forwards its share of the global batch (:class:`~bonlib.distributed.RankMiner`), gradients are averaged
+    by ``DistributedDataParallel``, rank 0 evaluates and saves. A loss that mines inside the batch sees the process's
+    share.
 
     With ``checkpoint`` training goes on where an earlier call saved, and comes to the same numbers as if it had not
     stopped: on the CPU bit for bit, where ``workers`` is 0 (workers draw batches ahead, which are lost at a stop).
@@ -110,23 +117,25 @@ def fit(
             groups.append({"params": own, "lr": lr if loss_lr is None else loss_lr})
         optimizer = torch.optim.Adam(groups, lr=lr)
     peaks = [group["lr"] for group in optimizer.param_groups]
+    batch_size = miner.batch_size
+    model, criterion, shared = _shared(encoder, loss, miner)
     parts = {"encoder": encoder, "loss": loss, "optimizer": optimizer, "miner": miner}
     file = Path(checkpoint) if checkpoint is not None else None
     done = _load(file, parts) if file is not None and file.exists() else 0
-    batches = _batches(dataset, miner, workers)
+    batches = _batches(dataset, shared, workers)
     warned = False
     for step in range(done + 1, steps + 1):
         began = _now(device)
-        if miner.due:
-            miner.refresh(lambda ids: embed(encoder, dataset, indices=ids, device=device, workers=workers)[0])
+        if shared.due:
+            shared.refresh(lambda ids: embed(encoder, dataset, indices=ids, device=device, workers=workers)[0])
         looked = _now(device) - began
         indices, images, labels, seconds = next(batches)
         seconds["refresh"] = looked
         began = time.perf_counter()
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            embeddings = encoder(images)  # (batch, dim)
-        value, active = loss(embeddings.float(), labels, miner.index_tuple)
+            embeddings = model(images)  # (batch, dim)
+        value, active = criterion(embeddings.float(), labels, shared.index_tuple)
         if not torch.isfinite(value):
             raise FloatingPointError(
                 f"The loss is {value.item()} at step {step}; the weights are as before it. Try a lower lr, "
@@ -139,7 +148,7 @@ def fit(
         value.backward()
         optimizer.step()
         seconds["compute"] = -began + (began := _now(device))
-        miner.update(indices, embeddings)
+        shared.update(indices, embeddings)
         seconds["hash"] = -began + (began := _now(device))
         if not warned and _spread(embeddings) < _COLLAPSED:
             warned = True
@@ -147,15 +156,24 @@ def fit(
             warnings.warn(f"{text} Draw easier negatives, or lower lr.", CollapseWarning, stacklevel=2)
         began, metrics = _now(device), None
         if evaluate_every and validation is not None and (step % evaluate_every == 0 or step == steps):
-            metrics = evaluate(encoder, validation, device=device, workers=workers)
+            here = evaluate(encoder, validation, device=device, workers=workers) if rank() == 0 else None
+            metrics = broadcast_value(here)
         seconds["evaluate"] = _now(device) - began
-        if file is not None and (step == steps or (checkpoint_every and step % checkpoint_every == 0)):
+        if file is not None and rank() == 0 and (step == steps or (checkpoint_every and step % checkpoint_every == 0)):
             _save(file, parts, step)
-        yield Step(step, value.item(), active, step * len(indices), seconds, metrics)
+        yield Step(step, value.item(), active, step * batch_size, seconds, metrics)
+
+
+def _shared(encoder: nn.Module, loss: nn.Module, miner: Miner) -> tuple[nn.Module, nn.Module, Miner | RankMiner]:
+    """Encoder, loss and miner as they are, or wrapped for several processes."""
+    if world_size() == 1:
+        return encoder, loss, miner
+    learns = any(parameter.requires_grad for parameter in loss.parameters())
+    return DistributedDataParallel(encoder), DistributedDataParallel(loss) if learns else loss, RankMiner(miner)
 
 
 def _batches(
-    dataset: Dataset[Any], miner: Miner, workers: int
+    dataset: Dataset[Any], miner: Miner | RankMiner, workers: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor, dict[str, float]]]:
     """Batches without end: indices, images, labels, and the seconds that drawing and loading took."""
     directly = hasattr(dataset, "batch") and not workers

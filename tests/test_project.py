@@ -23,7 +23,7 @@ LAYERS = [
     "checks",
     "hashing table",
     "sampling",
-    "bag",
+    "distributed bag",
     "miners",
     "evaluation",
     "training analysis",

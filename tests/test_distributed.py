@@ -1,0 +1,191 @@
+"""Several processes: the same table, the same weights, disjoint shares of one batch, no waiting for the dead."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from bonlib import BagOfNegatives
+from bonlib.datasets.images import ImageSet
+from bonlib.distributed import LostRank, RankMiner, share_of
+from bonlib.encoders import make_encoder
+from bonlib.losses import make_loss
+from bonlib.training import fit
+
+LABELS = np.random.default_rng(0).integers(0, 60, 900)
+
+
+def make_bag(form="set", batch_size=48):
+    return BagOfNegatives(LABELS, 8, form=form, batch_size=batch_size, per_class=4, bits=5, steps=30, seed=1)
+
+
+def embeddings_of(indices, step):
+    """What an encoder that drifts makes of samples: of the sample and the step alone."""
+    centres = np.random.default_rng(5).normal(size=(60, 8))
+    noise = np.random.default_rng(6).normal(size=(900, 8))
+    return torch.from_numpy(centres[LABELS[indices]] + noise[indices] * (1 + step / 100)).float()
+
+
+def digest(state):
+    """A hash over all that a state holds."""
+    total = hashlib.sha256()
+    for name, value in sorted(state.items(), key=str):
+        total.update(str(name).encode())
+        if isinstance(value, dict):
+            total.update(digest(value).encode())
+        else:
+            total.update(value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
+    return total.hexdigest()
+
+
+def train_a_bag(bag, steps):
+    step, seen = 0, []
+    while step < steps:
+        for indices in bag:
+            bag.update(indices, embeddings_of(np.asarray(indices), step))
+            seen.append(list(indices))
+            step += 1
+            if step == steps:
+                break
+    return digest(bag.state_dict()), seen
+
+
+def join(rank, size, folder, seconds=60):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size, timeout=timedelta(seconds=seconds)
+    )
+
+
+def bag_worker(rank, size, folder, form, steps):
+    join(rank, size, folder)
+    result, seen = train_a_bag(RankMiner(make_bag(form)), steps)
+    (folder / f"{rank}.json").write_text(json.dumps([result, seen]))
+    dist.destroy_process_group()
+
+
+def spawn(worker, size, *arguments):
+    mp.spawn(worker, (size, *arguments), nprocs=size, join=True)
+
+
+@pytest.mark.parametrize(("size", "form", "steps"), [(1, "set", 60), (2, "set", 300), (4, "triplet", 60)])
+def test_all_processes_hold_the_table_that_one_would(tmp_path, size, form, steps):
+    spawn(bag_worker, size, tmp_path, form, steps)
+    results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(size)]
+    expected, batches = train_a_bag(make_bag(form), steps)
+    assert [result for result, _ in results] == [expected] * size
+    for step, batch in enumerate(batches):  # the shares are disjoint and make the batch of one process
+        assert sorted(i for _, seen in results for i in seen[step]) == sorted(batch)
+
+
+@pytest.mark.parametrize("form", ["set", "triplet", "pair"])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_shares_are_whole_classes_and_tuples(form, size):
+    bag = make_bag(form)
+    parts = [share_of(bag, rank, size) for rank in range(size)]
+    assert sorted(np.concatenate(parts)) == list(range(48))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 4
+    batch = np.array(next(iter(bag)))
+    for part in parts:
+        if form == "set":
+            assert (np.unique(LABELS[batch[part]], return_counts=True)[1] == 4).all()
+        else:
+            blocks = batch[part].reshape({"triplet": 3, "pair": 4}[form], -1)
+            assert (LABELS[blocks[0]] == LABELS[blocks[1]]).all()
+            assert (LABELS[blocks[0]] != LABELS[blocks[-1]]).all()
+    with pytest.raises(ValueError, match="for 99 processes; give a larger batch"):
+        share_of(bag, 0, 99)
+
+
+def test_one_process_needs_no_torch_distributed():
+    assert train_a_bag(RankMiner(make_bag()), 40) == train_a_bag(make_bag(), 40)
+
+
+def short_worker(rank, size, folder):
+    join(rank, size, folder)
+    bag = RankMiner(make_bag())
+    for step, indices in enumerate(bag):
+        if step == 5 and rank == 1:
+            indices = indices[:7]  # as at the end of an epoch
+        bag.update(indices, embeddings_of(np.asarray(indices), step))
+        if step == 8:
+            break
+    (folder / f"{rank}.json").write_text(json.dumps([digest(bag.state_dict()), bag.stats()["filled"]]))
+    dist.destroy_process_group()
+
+
+def test_a_shorter_part_is_taken_as_it_is(tmp_path):
+    spawn(short_worker, 2, tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+
+
+def dying_worker(rank, size, folder):
+    join(rank, size, folder, seconds=20)
+    bag = RankMiner(make_bag())
+    try:
+        for step, indices in enumerate(bag):
+            if step == 3 and rank == 1:
+                os._exit(1)
+            bag.update(indices, embeddings_of(np.asarray(indices), step))
+    except LostRank as error:
+        (folder / "error.txt").write_text(str(error))
+
+
+def test_a_rank_that_dies_ends_the_others_with_an_error(tmp_path):
+    processes = mp.start_processes(dying_worker, (2, tmp_path), nprocs=2, join=False, start_method="spawn").processes
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 1]
+    assert "Rank 0 of 2 waited in vain for another one" in (tmp_path / "error.txt").read_text()
+
+
+def fit_worker(rank, size, folder):
+    join(rank, size, folder)
+    images = torch.randint(0, 256, (900, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = ImageSet(images, torch.from_numpy(LABELS), [str(i) for i in range(60)])
+    encoder, bag = make_encoder(dim=8), make_bag()
+    steps = list(
+        fit(encoder, data, bag, make_loss("batch-hard", "set"), steps=4, validation=data, evaluate_every=2,
+            checkpoint=folder / "checkpoint.pt")
+    )  # fmt: skip
+    weights = {name: value for name, value in encoder.state_dict().items() if "running" not in name}
+    result = [digest(weights), digest(bag.state_dict()), steps[-1].metrics, steps[-1].images]
+    (folder / f"{rank}.json").write_text(json.dumps(result))
+    dist.destroy_process_group()
+
+
+def test_training_keeps_weights_tables_and_measures_equal(tmp_path):
+    spawn(fit_worker, 2, tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first[3] == 4 * 48
+    alone = make_bag()  # the checkpoint of two processes loads in one
+    alone.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["miner"])
+    assert digest(alone.state_dict()) == first[1]
+
+
+def test_torchrun_trains_and_writes_one_record(folders):
+    settings = {
+        "steps": 2,
+        "batch_size": 32,
+        "test": False,
+        "dataset_options": {"draws": 1, "characters": list(range(65, 400))},
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517", "-m"]
+    subprocess.run(
+        [*command, "bonlib.experiment", json.dumps(settings), "two"],
+        check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200,
+    )  # fmt: skip
+    (record,) = (folders / "results" / "two").glob("*.json")
+    content = json.loads(record.read_text())
+    assert content["provenance"]["processes"] == 2
+    assert content["history"][-1]["images"] == 64
