@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import subprocess
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,7 @@ from bonlib.style import method_name
 if TYPE_CHECKING:
     import pandas as pd
 
+_FORMAT = 1  # of a record; older ones do not state it
 _PACKAGES = ("bonlib", "torch", "numpy", "numba", "pytorch-metric-learning", "matplotlib", "pillow")
 
 
@@ -51,7 +53,12 @@ def save_run(config: Mapping[str, Any], sweep: str, **contents: Any) -> Path:
     Returns:
         The file written.
     """
-    record = {"key": config_key(config), "config": dict(config), "provenance": provenance()} | contents
+    record = {
+        "format": _FORMAT,
+        "key": config_key(config),
+        "config": dict(config),
+        "provenance": provenance(),
+    } | contents
     path = run_path(config, sweep)
     text = json.dumps(_without_nan(record), indent=1, allow_nan=False)
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n"))
@@ -61,8 +68,14 @@ def save_run(config: Mapping[str, Any], sweep: str, **contents: Any) -> Path:
 def find_run(config: Mapping[str, Any], sweep: str) -> dict[str, Any] | None:
     """The record of a finished run with just this config, or ``None``; one with an error is not finished."""
     path = run_path(config, sweep)
-    record = json.loads(path.read_text()) if path.exists() else None
-    return None if record is None or "error" in record else record
+    if not path.exists():
+        return None
+    try:
+        record = _read(path)
+    except ValueError as error:
+        warnings.warn(f"{error} The run is made again.", stacklevel=2)
+        return None
+    return None if "error" in record else record
 
 
 def load_runs(sweep: str, dataset: str | None = None) -> "pd.DataFrame":
@@ -141,12 +154,31 @@ def _method(config: Mapping[str, Any]) -> str:
 
 
 def _records(sweep: str, dataset: str | None) -> list[dict[str, Any]]:
-    records = [json.loads(path.read_text()) for path in sorted((results_dir() / sweep).glob("[!.]*.json"))]
+    records = [_read(path) for path in sorted((results_dir() / sweep).glob("[!.]*.json"))]
     chosen = [record for record in records if dataset in (None, record["config"].get("dataset"))]
     if records and not chosen:
         known = sorted({str(record["config"].get("dataset")) for record in records})
         raise ValueError(f"dataset is {dataset!r}; the sweep {sweep!r} has runs on {', '.join(known)}.")
     return chosen
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A record from its file.
+
+    Raises:
+        ValueError: if it is damaged, no record, or of a newer version.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"The record {path} is damaged ({error}); delete it and run its sweep again.") from error
+    if not isinstance(record, dict) or not {"key", "config"} <= record.keys():
+        raise ValueError(f"{path} is no record of a run; move it elsewhere.")
+    if record.get("format", 1) > _FORMAT:
+        raise ValueError(
+            f"The record {path} has the format {record['format']}, this version reads {_FORMAT}; update bonlib."
+        )
+    return record
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """One plain training loop, the same for every miner and loss."""
 
 import math
+import pickle
 import time
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from bonlib.sampling import Miner
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
 PARTS = ("draw", "data", "compute", "hash", "refresh", "evaluate")
+_FORMAT = "bonlib checkpoint 1"
 _COLLAPSED = 1e-3  # share of the embeddings' energy that still varies
 
 
@@ -94,7 +96,8 @@ def fit(
         A :class:`Step` after each step.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or the checkpoint is damaged, of a newer version or of other
+            parts; nothing is changed then.
         FloatingPointError: if the loss is NaN or infinite; the weights are then as before that step.
 
     Warns:
@@ -222,15 +225,40 @@ def _spread(embeddings: Tensor) -> float:
 
 def _save(file: Path, parts: dict[str, Any], step: int) -> None:
     # Losses and dropout layers draw from torch's global generators, so these belong to the state.
-    state = {"step": step, "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+    state = {"format": _FORMAT, "step": step, "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
     state |= {name: part.state_dict() for name, part in parts.items()}
     write_atomically(file, lambda temporary: torch.save(state, temporary))
 
 
 def _load(file: Path, parts: dict[str, Any]) -> int:
-    state = torch.load(file, weights_only=True, map_location="cpu")
-    parts["miner"].load_state_dict(state["miner"])  # the one that checks, so first
-    for name in ("encoder", "loss", "optimizer"):
+    """Take over a checkpoint, all of it or nothing; returns its step.
+
+    Raises:
+        ValueError: if it is truncated, foreign, of a newer version, or of other parts than these.
+    """
+    try:
+        state = torch.load(file, weights_only=True, map_location="cpu")
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"checkpoint {file} cannot be read, it is damaged or no file of torch: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"checkpoint {file} has the format {found!r}, this version reads {_FORMAT!r}; train anew.")
+    for name in ("encoder", "loss"):
+        own = {key: value.shape for key, value in parts[name].state_dict().items()}
+        saved = {key: value.shape for key, value in state[name].items()}
+        if wrong := sorted(key for key in own.keys() | saved.keys() if own.get(key) != saved.get(key)):
+            raise ValueError(
+                f"checkpoint {file} is of another {name}: {wrong[0]} is {saved.get(wrong[0])} there and "
+                f"{own.get(wrong[0])} here; resume with the arguments that it was saved with."
+            )
+    before = parts["miner"].state_dict()
+    parts["miner"].load_state_dict(state["miner"])  # checks, then changes
+    try:
+        parts["optimizer"].load_state_dict(state["optimizer"])  # checks, then changes
+    except ValueError as error:
+        parts["miner"].load_state_dict(before)
+        raise ValueError(f"checkpoint {file} is of another optimizer ({error}); resume with that one.") from error
+    for name in ("encoder", "loss"):
         parts[name].load_state_dict(state[name])
     torch.set_rng_state(state["rng"])
     if len(state["cuda_rng"]) == torch.cuda.device_count():

@@ -233,3 +233,19 @@ def test_a_small_set_gets_smaller_batches_with_a_warning(folders):
         experiment = Experiment(config)
     assert experiment.miner.batch_size == 40
     assert Experiment(Config(dataset_options=FEW, identities=10, form="triplet")).miner.batch_size == 132
+
+
+def test_damaged_foreign_and_newer_records_are_told_of_and_made_again(folders):
+    config = {"dataset": "glyphs", "miner": "bag"}
+    path = save_run(config, "trial", metrics={})
+    whole = path.read_text()
+    newer = json.dumps(json.loads(whole) | {"format": 2})
+    for text, message in ((whole[:50], "is damaged"), ("[1]", "is no record of a run"), (newer, "has the format 2")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_runs("trial")
+        with pytest.warns(UserWarning, match=f"{message}.*The run is made again"):
+            assert find_run(config, "trial") is None
+    save_run(config, "trial", metrics={})
+    assert find_run(config, "trial")["format"] == 1
+    assert len(load_runs("trial")) == 1

@@ -140,6 +140,33 @@ def test_a_checkpoint_of_another_miner_is_refused_before_anything_changes(tmp_pa
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
+def test_damaged_foreign_and_other_checkpoints_are_refused_before_anything_changes(tmp_path):
+    train(10, checkpoint=tmp_path / "c.pt")
+    good = torch.load(tmp_path / "c.pt", weights_only=True)
+    whole = (tmp_path / "c.pt").read_bytes()
+    wider = good["encoder"] | {"1.weight": torch.zeros(33, 16)}
+    optimizer = good["optimizer"] | {"param_groups": []}
+    cases = {
+        "cannot be read": whole[: len(whole) // 2],
+        "has the format 'bonlib checkpoint 9'": good | {"format": "bonlib checkpoint 9"},
+        "has the format None": {"weights": 1},
+        "has the format 'list'": [1, 2],
+        "of another encoder: 1.weight": good | {"encoder": wider},
+        "of another optimizer": good | {"optimizer": optimizer},
+    }
+    for message, content in cases.items():
+        (tmp_path / "c.pt").write_bytes(content) if isinstance(content, bytes) else torch.save(
+            content, tmp_path / "c.pt"
+        )
+        net = encoder()
+        miner = make_miner("bag", toy(0).labels, 8, batch_size=12, seed=1)
+        before = [p.clone() for p in net.parameters()], str(miner.state_dict())
+        with pytest.raises(ValueError, match=message):
+            next(fit(net, toy(0), miner, make_loss("batch-hard", "set"), steps=20, checkpoint=tmp_path / "c.pt"))
+        assert all(torch.equal(a, b) for a, b in zip(before[0], net.parameters(), strict=True))
+        assert str(miner.state_dict()) == before[1]
+
+
 class Rows(Dataset):
     """The toy as a dataset that needs a loader."""
 
