@@ -1,4 +1,4 @@
-"""kill -9 at any moment, also while a checkpoint is written; then resume to the numbers of a run that was not killed."""
+"""kill -9 at any moment, also while a checkpoint is written, then resume: the numbers of a run not killed."""
 
 import os
 import signal
