@@ -22,7 +22,8 @@ def embed(
     device: str | torch.device = "cpu",
     workers: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings and labels of a whole data set, or of some samples, in evaluation mode; the mode is restored.
+    """Embeddings and labels of a whole data set, or of some samples, in evaluation mode; the mode of each
+    layer is restored.
 
     Args:
         encoder: images ``(batch, …)`` to embeddings ``(batch, dim)``.
@@ -42,12 +43,13 @@ def embed(
     else:
         chosen = dataset if indices is None else Subset(dataset, indices.tolist())
         batches = DataLoader(chosen, batch_size, num_workers=workers)
-    training = encoder.training
+    modes = [(module, module.training) for module in encoder.modules()]  # some layers may be frozen
     encoder.eval()
     try:
         pairs = [(encoder(images.to(device)).float().cpu(), labels) for images, labels in batches]
     finally:
-        encoder.train(training)
+        for module, training in modes:
+            module.training = training
     embeddings, labels = zip(*pairs, strict=True)
     return torch.cat(embeddings), torch.cat(labels)
 

@@ -197,7 +197,7 @@ def across(table: "pd.DataFrame", miner: str = "bag", baseline: str = "random") 
     values.hlines(rows, table[baseline], table[miner], color=MUTED, linewidth=1)
     for name, marker in ((baseline, "s"), (miner, "o")):
         values.plot(table[name], rows, marker, color=MINER_COLOURS[name], markersize=7, label=method_name(name, "set"))
-    values.set(xlabel="R@1, unseen test classes", yticks=rows, ylim=(len(table) - 0.4, -0.6))
+    values.set(xlabel="R@1, unseen classes", yticks=rows, ylim=(len(table) - 0.4, -0.6))
     values.set_yticklabels([
         f"{name}\n{row['identities']:,.0f} identities, {row['steps']:,.0f} steps" for name, row in table.iterrows()
     ])  # fmt: skip
@@ -225,7 +225,7 @@ def lead_over_identities(table: "pd.DataFrame", miner: str = "bag", baseline: st
     for name, marker in ((baseline, "s"), (miner, "o")):
         label = method_name(name, "set")
         values.plot(table["identities"], table[name], marker=marker, color=MINER_COLOURS[name], label=label)
-    values.set(ylabel="R@1, unseen test classes")
+    values.set(ylabel="R@1, unseen classes")
     values.legend(loc="lower right")
     low, high = (100 * (table["lead"] - table["low"]), 100 * (table["high"] - table["lead"]))
     style: dict[str, Any] = {"color": MINER_COLOURS[miner], "marker": "o", "capsize": 3}

@@ -191,3 +191,14 @@ def test_a_data_set_with_queries_is_evaluated_from_them():
     )
     del data.attributes["query"]
     assert evaluate(torch.nn.Flatten(), data) == retrieval_metrics(x, labels)
+
+
+def test_each_layer_gets_its_own_mode_back():
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.5))
+    encoder.train()
+    encoder[1].eval()  # frozen by its owner
+    embeddings, labels = clusters([3] * 4)
+    data = torch.utils.data.TensorDataset(embeddings, labels)
+    embed(encoder, data)
+    assert [module.training for module in encoder] == [True, False, True]
+    assert encoder.training
