@@ -22,8 +22,7 @@ def embed(
     device: str | torch.device = "cpu",
     workers: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings and labels of a whole data set, or of some samples, in evaluation mode; the mode of each
-    layer is restored.
+    """Embeddings and labels of a data set, or of some samples, in evaluation mode; each layer gets its mode back.
 
     Args:
         encoder: images ``(batch, …)`` to embeddings ``(batch, dim)``.
