@@ -208,7 +208,7 @@ def across(table: "pd.DataFrame", miner: str = "bag", baseline: str = "random") 
         at = mean if np.isnan(high) else high
         lead.annotate(f"{mean:+.1f}", (at, y), (6, 0), textcoords="offset points", va="center")
     lead.axvline(0, color=INK, linewidth=1)
-    lead.set(xlabel=f"lead, points of R@1 (mean and 95 % interval, {table['seeds'].min():.0f} seeds)")
+    lead.set(xlabel=f"lead, points of R@1 (95 % interval, {table['seeds'].min():.0f} seeds)")
     lead.margins(x=0.22)
     return figure
 
