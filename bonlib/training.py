@@ -244,8 +244,10 @@ def _load(file: Path, parts: dict[str, Any]) -> int:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"checkpoint {file} has the format {found!r}, this version reads {_FORMAT!r}; train anew.")
     for name in ("encoder", "loss"):
-        own = {key: value.shape for key, value in parts[name].state_dict().items()}
-        saved = {key: value.shape for key, value in state[name].items()}
+        own, saved = (  # of extra state, which has no shape, the name counts
+            {key: getattr(value, "shape", ()) for key, value in part.items()}
+            for part in (parts[name].state_dict(), state[name])
+        )
         if wrong := sorted(key for key in own.keys() | saved.keys() if own.get(key) != saved.get(key)):
             raise ValueError(
                 f"checkpoint {file} is of another {name}: {wrong[0]} is {saved.get(wrong[0])} there and "

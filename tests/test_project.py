@@ -166,15 +166,42 @@ def test_the_loop_in_the_readme_runs(form):
     assert scope["bag"].stats()["filled"] > 0.4
 
 
+def readme_table(section: str) -> dict[str, list[str]]:
+    """First cell of a row → its other cells, of the table in a section of the README."""
+    text = (ROOT / "README.md").read_text().split(section)[1].split("\n##")[0]
+    rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    return {name: cells for name, *cells in rows[1:] if not name.startswith("-")}
+
+
+def test_the_data_sets_in_the_readme_are_what_the_records_say():
+    from bonlib.runs import load_runs
+    from bonlib.stats import leads_by
+
+    runs = load_runs("datasets").query("error.isna()")
+    recall, map_at_r = leads_by(runs, "dataset"), leads_by(runs, "dataset", "metrics.map@r")
+    expected = {}
+    for name, row in recall.iterrows():
+        leads = [(table.loc[name, ["lead", "low", "high"]] * 100).tolist() for table in (recall, map_at_r)]
+        expected[name] = [
+            f"{row['identities']:,.0f}",
+            f"{row['steps']:,.0f}",
+            f"{row['random']:.3f}",
+            f"{row['bag']:.3f}",
+        ]
+        expected[name] += [f"{lead:+.1f} [{low:.1f}, {high:.1f}]" for lead, low, high in leads]
+    table = {
+        k.split()[0].lower(): [c.replace(" points", "") for c in v] for k, v in readme_table("### Across data").items()
+    }
+    assert table == expected
+
+
 def test_the_field_in_the_readme_is_what_the_records_say():
     from bonlib.runs import load_runs
     from bonlib.stats import against, mean_interval
 
     field = load_runs("rivals").query("error.isna()")
     leads = against(field, "metrics.recall@1", "BoN sets + batch-hard")
-    text = (ROOT / "README.md").read_text().split("### Against the field")[1]
-    rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
-    table = {name: cells for name, *cells in rows[1:] if not name.startswith("-")}
+    table = readme_table("### Against the field")
     assert set(table) == set(field["method"])
     for name, (recall, map_at_r, lead, *_) in table.items():
         runs = field[field["method"] == name]
