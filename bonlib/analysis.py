@@ -177,18 +177,14 @@ def nearest_negatives(bag: BagOfNegatives, embeddings: Tensor, anchor: int, k: i
     return np.argsort(distances)[:k]
 
 
-def nearest_images(
-    embeddings: Tensor, queries: NDArray[np.int64], gallery: Tensor | None = None, *, k: int = 10
-) -> NDArray[np.int64]:
+def nearest_images(embeddings: Tensor, queries: NDArray[np.int64], *, k: int = 10) -> NDArray[np.int64]:
     """The nearest of all other samples to each query, nearest first, ``(len(queries), k)``.
 
     Args:
         embeddings: ``(num_samples, dim)``.
         queries: positions in ``embeddings``.
-        gallery: ``(num_gallery, dim)`` to search instead; by default the samples themselves, the query left out.
         k: how many.
     """
-    distances = torch.cdist(embeddings[queries], embeddings if gallery is None else gallery)
-    if gallery is None:
-        distances[torch.arange(len(queries)), torch.as_tensor(queries)] = torch.inf
+    distances = torch.cdist(embeddings[queries], embeddings)  # (queries, num_samples)
+    distances[torch.arange(len(queries)), torch.as_tensor(queries)] = torch.inf
     return distances.topk(min(k, distances.shape[1]), largest=False).indices.numpy()

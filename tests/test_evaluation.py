@@ -6,7 +6,7 @@ import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score
 
-from bonlib.analysis import hash_everything, nearest_negatives, zero_loss_shares
+from bonlib.analysis import hash_everything, nearest_images, nearest_negatives, zero_loss_shares
 from bonlib.bag import BagOfNegatives
 from bonlib.datasets.images import ImageSet
 from bonlib.evaluation import bag_quality, embed, evaluate, query_gallery_metrics, retrieval_metrics
@@ -202,3 +202,10 @@ def test_each_layer_gets_its_own_mode_back():
     embed(encoder, data)
     assert [module.training for module in encoder] == [True, False, True]
     assert encoder.training
+
+
+def test_the_nearest_images_are_those_of_brute_force_without_the_query():
+    embeddings, _ = clusters([4] * 10)
+    queries = np.array([3, 17, 39])
+    distances = torch.cdist(embeddings.double(), embeddings.double()).fill_diagonal_(torch.inf)
+    assert (nearest_images(embeddings, queries, k=5) == distances[queries].argsort(dim=1)[:, :5].numpy()).all()

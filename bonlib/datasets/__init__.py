@@ -31,7 +31,7 @@ def load_dataset(name: str, split: str, **options: Any) -> ImageSet:
         name: one of the names in :func:`list_datasets`.
         split: ``"train"``, ``"validation"``, ``"test"`` or ``"all"``; identities of different splits are disjoint.
         **options: of the data set: ``draws``, ``fonts`` … of :class:`~bonlib.datasets.glyphs.Glyphs`, ``root`` and
-            those of :func:`~bonlib.datasets.files.image_set` for sets in files.
+            those of :func:`~bonlib.datasets.from_table.image_set` for sets in files.
 
     Raises:
         ValueError: if the name is not known.

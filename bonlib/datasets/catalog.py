@@ -122,7 +122,7 @@ def load_files(
         root: where its files are; by default a folder of its name below :func:`~bonlib.paths.data_dir`.
         seed: of what the benchmark leaves to chance, and of the choice of validation identities.
         check_counts: compare the numbers of images and identities with the published ones.
-        **options: of :func:`~bonlib.datasets.files.image_set`; by default sizes and augmentation are
+        **options: of :func:`~bonlib.datasets.from_table.image_set`; by default sizes and augmentation are
             the field's custom.
 
     Raises:
@@ -151,7 +151,7 @@ def combined_persons(
         parts: names of the benchmarks, or a mapping from names to folders; by default those found in ``root``.
         seed: as in :func:`load_files`.
         check_counts: as in :func:`load_files`.
-        **options: of :func:`~bonlib.datasets.files.image_set`.
+        **options: of :func:`~bonlib.datasets.from_table.image_set`.
 
     Raises:
         ValueError: if fewer than two benchmarks are named or found.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bonlib.datasets.cuhk03 import RELEASE, read_release
-from bonlib.datasets.from_table import UNKNOWN_CAMERA
+from bonlib.datasets.from_table import JUNK, UNKNOWN_CAMERA
 from bonlib.datasets.layout import Row, base, images_in, make_table
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def combined(tables: Mapping[str, "pd.DataFrame"]) -> "pd.DataFrame":
 
     parts, cameras = [], 0
     for name, table in tables.items():
-        junk = table["identity"] == "-1"
+        junk = table["identity"] == JUNK
         unknown = table["camera"] == UNKNOWN_CAMERA
         renamed = table.assign(
             identity=(name + " " + table["identity"]).where(~junk, table["identity"]),
@@ -184,7 +184,7 @@ def _bounding_boxes(folder: Path) -> "pd.DataFrame":
         for name, part in _PARTS.items():
             for path in images_in(folder / name):
                 person, camera = _parse(r"(-?\d+)_c(\d+)", path)
-                yield path, "-1" if person == -1 else f"{person:04}", part, camera
+                yield path, JUNK if person == int(JUNK) else f"{person:04}", part, camera
 
     return make_table(rows())
 
