@@ -6,18 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from bonlib.drawing import CODELESS, NEAR, NEAR_BITS, OWN, SOURCES, draw_negatives, draw_seeds
 from bonlib.hashing import Hasher, make_hasher, pack
-from bonlib.sampling import Form, Ids, Miner, _next_in_class, _next_in_stream, _random_negative
+from bonlib.sampling import Form, Ids, Miner
 from bonlib.table import MAX_BITS, UNSEEN, BucketTable
-
-# Where a negative, or an identity of a set, came from: the rows of stats().
-SOURCES = ("own", "hamming1", "hamming2", "random", "unseen")
-_OWN, _HAMMING1, _HAMMING2, _RANDOM, _UNSEEN = range(len(SOURCES))
-_TRIES = 32  # draws from a bucket before it is searched
 
 
 class BagOfNegatives(Miner):
@@ -35,7 +30,7 @@ class BagOfNegatives(Miner):
 
     An anchor that has no code yet gets random negatives, so that training starts as random sampling and turns to
     bags as the table fills, which one pass does. Cost a step: O(batch), whatever the number of samples or
-    classes. Memory: about 40 bytes a sample and ``bits`` more.
+    classes. Memory: some 30 bytes a sample and 20 a class, table, labels and class index together.
 
     Through a ``DataLoader`` with workers, batches are drawn some steps ahead of the updates; that is harmless, their
     codes are only that much staler. Call ``update`` in the main process.
@@ -102,9 +97,11 @@ class BagOfNegatives(Miner):
             )
         self.bags, self.random_share, self.probe, self.hasher = bags, random_share, probe, hasher
         self.table = BucketTable(self.num_samples, hasher.bits)
-        # For each sample its bits, the least certain (nearest hyperplane) first: the order of probing.
-        self._flips = np.zeros((self.num_samples, hasher.bits), dtype=np.uint8)
-        self._mark = np.zeros(len(self.classes), dtype=np.int64)  # scratch: the last set that a class was put in
+        # For each sample its least certain bits, nearest hyperplane first, five bits each: where probing begins.
+        self._near = np.zeros(self.num_samples, dtype=np.int32)
+        self._corrected = np.zeros(self.num_samples, dtype=np.int32)  # the update that last corrected a sample
+        self._updates = self._batches = 0
+        self._mark = np.zeros(len(self.classes), dtype=np.int32)  # scratch: the last set that a class was put in
         self._sets = 0
         self._tally = np.zeros(len(SOURCES), dtype=np.int64)
         self._churn = self._error = float("nan")
@@ -126,7 +123,8 @@ class BagOfNegatives(Miner):
                 another width or not finite; table, autoencoder and generator are then as before.
         """
         ids, embeddings = self._checked_update(indices, embeddings)
-        self._error = self.hasher.partial_fit(embeddings)
+        self._error = float(self.hasher.partial_fit(embeddings))
+        self._updates += 1
         before = self.table.codes(ids)
         self._correct(ids, embeddings)
         if (seen := before != UNSEEN).any():
@@ -136,8 +134,12 @@ class BagOfNegatives(Miner):
     def _correct(self, ids: Ids, embeddings: Tensor) -> None:
         """Give samples the codes of their embeddings."""
         projections = self.hasher.project(embeddings)  # (batch, bits)
-        self.table.move(ids, pack(projections > 0).cpu().numpy())
-        self._flips[ids] = projections.abs().argsort(dim=1).to(torch.uint8).cpu().numpy()
+        nearest = projections.abs().argsort(dim=1)[:, :NEAR]  # (batch, up to NEAR)
+        shifts = NEAR_BITS * torch.arange(nearest.shape[1], device=nearest.device)
+        found = torch.stack([pack(projections > 0), (nearest << shifts).sum(dim=1)])  # one copy from the device
+        codes, near = found.cpu().numpy()
+        self.table.move(ids, codes)
+        self._near[ids], self._corrected[ids] = near, self._updates
 
     def negatives(self, i: int, k: int | None = None) -> Ids:
         """The bag of sample ``i``: dataset indices of the samples of other classes in its bucket.
@@ -166,12 +168,13 @@ class BagOfNegatives(Miner):
             ``reconstruction_error`` relative to the embeddings' size (both of late); ``from_own``, ``from_hamming1``,
             ``from_hamming2``, ``from_random``, ``from_unseen`` shares of the negatives (triplets, pairs) or classes
             (sets) drawn so far by where they came from; ``empty_bag_rate`` share of those whose anchor had a code but
-            that its own bucket could not give.
+            that its own bucket could not give; ``age_mean`` and ``age_max`` of the codes, in steps (updates) since they
+            were corrected; ``batches_missed`` drawn so far without an update: drawn ahead by workers, or skipped.
         """
         sizes = self.table.sizes()
         used = sizes[sizes > 0]
         share = used / max(used.sum(), 1)
-        drawn, coded = self._tally.sum(), self._tally[:_UNSEEN].sum()
+        drawn, coded = self._tally.sum(), self._tally[:CODELESS].sum()
         return {
             "bits": self.bits,
             "filled": self.table.filled / self.num_samples,
@@ -182,22 +185,38 @@ class BagOfNegatives(Miner):
             "bucket_max": int(sizes.max()),
             "churn": self._churn,
             "reconstruction_error": self._error,
-            "empty_bag_rate": float(1 - self._tally[_OWN] / coded) if coded else 0.0,
+            **self._ages(),
+            "batches_missed": self._batches - self._updates,
+            "empty_bag_rate": float(1 - self._tally[OWN] / coded) if coded else 0.0,
             **{f"from_{name}": float(n / max(drawn, 1)) for name, n in zip(SOURCES, self._tally, strict=True)},
         }
 
     def _balance(self) -> float:
         """Mean over the bits of twice the share of samples on the smaller side."""
-        codes = self.table.codes(np.arange(self.num_samples))
-        shares = [((codes[codes != UNSEEN] >> bit) & 1).mean() for bit in range(self.bits) if self.table.filled]
-        return float(np.mean([2 * min(share, 1 - share) for share in shares])) if shares else 0.0
+        if not self.table.filled:
+            return 0.0
+        sizes, codes = self.table.sizes(), np.arange(2**self.bits)
+        shares = [sizes[(codes >> bit) & 1 == 1].sum() / self.table.filled for bit in range(self.bits)]
+        return float(np.mean([2 * min(share, 1 - share) for share in shares]))
+
+    def _ages(self) -> dict[str, float]:
+        """Mean and largest number of updates since the codes were corrected; NaN where there are none."""
+        if not self.table.filled:
+            return {"age_mean": float("nan"), "age_max": float("nan")}
+        seen = self.table.arrays[0] != UNSEEN
+        newest = self._corrected.mean(where=seen, dtype=np.float64)
+        oldest = self._corrected.min(where=seen, initial=self._updates)
+        return {"age_mean": float(self._updates - newest), "age_max": float(self._updates - oldest)}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that influences the next batch: streams, generator, table, hash and counters."""
         return super().state_dict() | {
             "table": self.table.state_dict(),
             "hasher": self.hasher.state_dict(),
-            "flips": torch.from_numpy(self._flips.copy()),
+            "near": torch.from_numpy(self._near.copy()),
+            "corrected": torch.from_numpy(self._corrected.copy()),
+            "updates": self._updates,
+            "batches": self._batches,
             "tally": torch.from_numpy(self._tally.copy()),
             "churn": self._churn,
             "error": self._error,
@@ -215,7 +234,8 @@ class BagOfNegatives(Miner):
         self.hasher.load_state_dict(state["hasher"])
         super().load_state_dict(state)
         self.table = table
-        self._flips = state["flips"].numpy().copy()
+        self._near, self._corrected = state["near"].numpy().copy(), state["corrected"].numpy().copy()
+        self._updates, self._batches = state["updates"], state["batches"]
         self._tally = state["tally"].numpy().copy()
         self._churn, self._error = state["churn"], state["error"]
 
@@ -224,24 +244,34 @@ class BagOfNegatives(Miner):
         return super()._config() | own
 
     @property
-    def _probed(self) -> NDArray[np.uint8]:
-        """For each sample the bits to flip in search of others, in order; none without probing."""
-        return self._flips if self.probe else np.zeros((self.num_samples, 0), dtype=np.uint8)
+    def nbytes(self) -> int:
+        """Bytes held for samples, classes and buckets: table, labels, class index."""
+        arrays = (value for value in vars(self).values() if isinstance(value, np.ndarray))
+        return self.table.nbytes + sum(array.nbytes for array in arrays)
+
+    def _draw_batch(self) -> Ids:
+        self._batches += 1
+        return super()._draw_batch()
+
+    @property
+    def _probed(self) -> int:
+        """How many bits to flip in search of others."""
+        return self.bits if self.probe else 0
 
     def draw_seeds(self, num_classes: int) -> Ids:
         """One sample each of ``num_classes`` classes, from the buckets of ``bags`` anchors and those near them."""
         self._sets += 1
         from_bags = round((1 - self.random_share) * num_classes)
-        return _seeds(
+        return draw_seeds(
             self.draw_anchors(self.bags), num_classes, from_bags, self._sets, self._mark,
-            self.class_of, *self.table.arrays, self._probed, self._class_stream, self._position,
+            self.class_of, *self.table.arrays, self._near, self._probed, self._streams,
             self._first, self._count, self._order, self._cursor, self._rng, self._tally,
         )  # fmt: skip
 
     def draw_negatives(self, anchors: Ids) -> Ids:
         """A sample of each anchor's bag, or of the fall-backs: ``(n,)`` to ``(n,)``."""
-        drawn = _negatives(
-            anchors, self.class_of, *self.table.arrays, self._probed,
+        drawn = draw_negatives(
+            anchors, self.class_of, *self.table.arrays, self._near, self._probed,
             self._first, self._count, self._order, self._rng, self._tally,
         )  # fmt: skip
         if self.random_share:
@@ -257,122 +287,3 @@ def default_bits(num_samples: int) -> int:
         (11, 1, 24)
     """
     return min(max(int(log2(max(num_samples / 15, 1))), 1), MAX_BITS)
-
-
-@njit(cache=True)
-def _negative_in(bucket, c, class_of, start, size, pool, rng):  # pragma: no cover
-    """A uniform draw from the samples of ``bucket`` that are not of class ``c``; -1 where there is none.
-
-    Rejection keeps it O(1). It fails often only where the class makes up most of the bucket; the search is then over
-    little more than the class's own samples.
-    """
-    n = size[bucket]
-    if n == 0:
-        return -1
-    for _ in range(_TRIES):
-        sample = pool[start[bucket] + rng.integers(0, n)]
-        if class_of[sample] != c:
-            return sample
-    others = 0
-    for j in range(n):
-        others += class_of[pool[start[bucket] + j]] != c
-    if others == 0:
-        return -1
-    left = rng.integers(0, others)
-    for j in range(n):
-        sample = pool[start[bucket] + j]
-        if class_of[sample] != c:
-            if left == 0:
-                return sample
-            left -= 1
-    return -1
-
-
-@njit(cache=True)
-def _negatives(
-    anchors, class_of, code_of, start, size, pool, flips, first, count, order, rng, tally
-):  # pragma: no cover
-    drawn = np.empty(len(anchors), dtype=np.int64)
-    for i in range(len(anchors)):
-        anchor = anchors[i]
-        c, code = class_of[anchor], code_of[anchor]
-        found, source = -1, _UNSEEN
-        if code != UNSEEN:
-            found, source = _negative_in(code, c, class_of, start, size, pool, rng), _OWN
-            for bit in flips[anchor]:
-                if found != -1:
-                    break
-                found, source = (
-                    _negative_in(code ^ (1 << bit), c, class_of, start, size, pool, rng),
-                    _HAMMING1,
-                )
-        if found == -1:
-            found = _random_negative(c, first, count, order, rng)
-            source = _RANDOM if code != UNSEEN else _UNSEEN
-        drawn[i] = found
-        tally[source] += 1
-    return drawn
-
-
-@njit(cache=True)
-def _take(bucket, seeds, found, wanted, stamp, mark, class_of, start, size, pool, rng):  # pragma: no cover
-    """Add samples of ``bucket`` to ``seeds``, of classes not in it yet, until ``wanted``; returns how many it holds.
-
-    Twice the bucket's size in draws finds nearly all of its classes, and the bound keeps a huge bucket O(1).
-    """
-    n = size[bucket]
-    for _ in range(min(2 * n, 8 * len(seeds))):
-        if found == wanted:
-            break
-        sample = pool[start[bucket] + rng.integers(0, n)]
-        if mark[class_of[sample]] != stamp:
-            mark[class_of[sample]] = stamp
-            seeds[found] = sample
-            found += 1
-    return found
-
-
-@njit(cache=True)
-def _seeds(
-    anchors, num_classes, from_bags, stamp, mark, class_of, code_of, start, size, pool, flips, class_stream, position,
-    first, count, order, cursor, rng, tally,
-):  # fmt: skip  # pragma: no cover
-    seeds = np.empty(num_classes, dtype=np.int64)
-    found = 0
-    for g in range(len(anchors)):
-        anchor = anchors[g]
-        code, near = code_of[anchor], flips[anchor]
-        wanted = from_bags * (g + 1) // len(anchors)
-        if found < wanted and mark[class_of[anchor]] != stamp:
-            mark[class_of[anchor]] = stamp
-            seeds[found] = anchor
-            found += 1
-        if code != UNSEEN:
-            before = found
-            found = _take(code, seeds, found, wanted, stamp, mark, class_of, start, size, pool, rng)
-            tally[_OWN] += found - before
-            before = found
-            for i in range(len(near)):
-                if found == wanted:
-                    break
-                other = code ^ (1 << near[i])
-                found = _take(other, seeds, found, wanted, stamp, mark, class_of, start, size, pool, rng)
-            tally[_HAMMING1] += found - before
-            before = found
-            for j in range(1, len(near)):
-                for i in range(j):
-                    if found == wanted:
-                        break
-                    other = code ^ (1 << near[i]) ^ (1 << near[j])
-                    found = _take(other, seeds, found, wanted, stamp, mark, class_of, start, size, pool, rng)
-            tally[_HAMMING2] += found - before
-        tally[_RANDOM if code != UNSEEN else _UNSEEN] += wanted - found
-        if g == len(anchors) - 1:
-            wanted = num_classes  # the share that is to be random
-        while found < wanted:
-            c = _next_in_stream(class_stream, position, 1, rng)
-            if mark[c] != stamp:
-                mark[c] = stamp
-                seeds[found] = _next_in_class(c, first, count, order, cursor, rng)
-                found += 1
-    return seeds

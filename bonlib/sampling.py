@@ -6,11 +6,20 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bonlib.checks import check_embeddings
+from bonlib.streams import (
+    grouped,
+    new_streams,
+    next_anchors,
+    next_class,
+    next_in_class,
+    random_negatives,
+    random_seeds,
+    with_classmates,
+)
 
 Form = Literal["set", "triplet", "pair"]
 FORMS: dict[str, int] = {"set": 0, "triplet": 3, "pair": 4}  # blocks in a batch; a set has none
@@ -35,9 +44,9 @@ class Miner:
     which negative an anchor gets (:meth:`draw_negatives`); without these two it draws at random.
 
     Anchors come from an endless shuffled stream: every sample is an anchor once before any is twice. Classmates
-    come from such a stream for each class, so that all samples are forwarded about equally often. Both are
-    shuffled as they are drawn, O(1) a draw, with no pause at the end of a pass. Classes smaller than ``per_class``
-    are drawn with replacement; the only sample of a class is its own positive.
+    come from such a stream for each class, so that all samples are forwarded about equally often. Both cost O(1) a
+    draw, with no pause at the end of a pass. Classes smaller than ``per_class`` are drawn with replacement; the only
+    sample of a class is its own positive. Memory: 8 bytes a sample and 16 a class.
 
     Args:
         labels: ``(num_samples,)`` integers, the class of each sample of the dataset.
@@ -73,13 +82,9 @@ class Miner:
         self.form, self.batch_size, self.per_class, self.seed = form, batch_size, per_class, seed
         self.steps = steps or max(self.num_samples // batch_size, 1)
         self._rng = np.random.default_rng(seed)
-        self._count = np.bincount(self.class_of)
-        self._first = np.cumsum(self._count) - self._count
-        self._order = np.argsort(self.class_of, kind="stable").astype(np.int32)  # samples, class after class
+        self._order, self._first, self._count = grouped(self.class_of, len(self.classes))
         self._cursor = np.zeros(len(self.classes), dtype=np.int32)  # next of each class
-        self._anchors = np.arange(self.num_samples, dtype=np.int32)
-        self._class_stream = np.arange(len(self.classes), dtype=np.int32)
-        self._position = np.zeros(2, dtype=np.int64)  # in the streams of anchors and of classes
+        self._streams = new_streams()  # of anchors and of classes
         self._drawn = 0  # batches of this pass
         self._resume = 0
 
@@ -193,22 +198,19 @@ class Miner:
 
     def draw_seeds(self, num_classes: int) -> Ids:
         """One sample each of ``num_classes`` different classes: ``(num_classes,)``; they get their classmates later."""
-        return _random_seeds(
-            num_classes, self._class_stream, self._position,
-            self._first, self._count, self._order, self._cursor, self._rng,
-        )  # fmt: skip
+        return random_seeds(num_classes, self._streams, self._first, self._count, self._order, self._cursor, self._rng)
 
     def draw_negatives(self, anchors: Ids) -> Ids:
         """A sample of another class for each anchor: ``(n,)`` to ``(n,)``."""
-        return _random_negatives(anchors, self.class_of, self._first, self._count, self._order, self._rng)
+        return random_negatives(anchors, self.class_of, self._first, self._count, self._order, self._rng)
 
     def draw_anchors(self, count: int) -> Ids:
         """The next ``count`` samples of the endless shuffled stream: ``(count,)``."""
-        return _next_anchors(count, self._anchors, self._position, self._rng)
+        return next_anchors(count, self.num_samples, self._streams, self._rng)
 
     def _with_classmates(self, ids: Ids, count: int) -> Ids:
         """Each sample followed by ``count`` others of its class: ``(n,)`` to ``(n, 1 + count)``."""
-        return _with_classmates(
+        return with_classmates(
             ids, count, self.class_of, self._first, self._count, self._order, self._cursor, self._rng
         )
 
@@ -233,13 +235,13 @@ class Miner:
                 if c not in seeds:
                     seeds[c] = self._next_of(c) if sample < 0 else sample
             while len(seeds) < wanted:
-                c = int(_next_in_stream(self._class_stream, self._position, 1, self._rng))
+                c = int(next_class(len(self.classes), self._streams, self._rng))
                 seeds.setdefault(c, -1)
         return np.array([self._next_of(c) if sample < 0 else sample for c, sample in seeds.items()], dtype=np.int64)
 
     def _next_of(self, c: int) -> int:
         """The next sample of the stream of class ``c``."""
-        return int(_next_in_class(c, self._first, self._count, self._order, self._cursor, self._rng))
+        return int(next_in_class(c, self._first, self._count, self._order, self._cursor, self._rng))
 
     def _check_groups(self, groups: int) -> None:
         """Refuse a number of anchors that a set has no room for."""
@@ -267,7 +269,7 @@ class Miner:
         return array.astype(np.int64)
 
 
-_STREAMS = ("order", "cursor", "anchors", "class_stream", "position")
+_STREAMS = ("order", "cursor", "streams")
 
 
 def _checked_labels(labels: ArrayLike | Tensor) -> tuple[NDArray[Any], NDArray[np.int32]]:
@@ -278,10 +280,18 @@ def _checked_labels(labels: ArrayLike | Tensor) -> tuple[NDArray[Any], NDArray[n
             f"labels has shape {array.shape} and dtype {array.dtype}; give a 1-D array of integers, "
             "one for each sample (numpy.unique(names, return_inverse=True)[1] makes them from names)."
         )
-    classes, class_of = np.unique(array, return_inverse=True)
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    if high - low < 4 * array.size and high < 2**31 and low >= -(2**31):  # dense: no need to sort 100 million labels
+        shifted = array.astype(np.int64) - low
+        present = np.zeros(high - low + 1, dtype=bool)
+        present[shifted] = True
+        classes = (np.flatnonzero(present) + low).astype(np.int32)
+        class_of = (np.cumsum(present, dtype=np.int32) - 1)[shifted]
+    else:
+        classes, class_of = np.unique(array, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"labels has {len(classes)} class(es); a negative needs at least 2.")
-    return classes, class_of.astype(np.int32)
+    return classes, class_of.astype(np.int32, copy=False)
 
 
 def _check_layout(form: str, batch_size: int, per_class: int, num_classes: int) -> None:
@@ -302,73 +312,3 @@ def _check_layout(form: str, batch_size: int, per_class: int, num_classes: int) 
             f"batch_size {batch_size} with per_class {per_class} asks for {batch_size // per_class} classes a batch, "
             f"but labels has {num_classes}; lower batch_size to {num_classes * per_class} or raise per_class."
         )
-
-
-@njit(cache=True)
-def _next_in_class(c, first, count, order, cursor, rng):  # pragma: no cover
-    """Next sample of class ``c``: one step of a Fisher-Yates shuffle, begun anew when all had their turn."""
-    here = first[c] + cursor[c]
-    there = rng.integers(here, first[c] + count[c])
-    order[here], order[there] = order[there], order[here]
-    cursor[c] = (cursor[c] + 1) % count[c]
-    return order[here]
-
-
-@njit(cache=True)
-def _next_in_stream(stream, position, which, rng):  # pragma: no cover
-    here = position[which]
-    there = rng.integers(here, len(stream))
-    stream[here], stream[there] = stream[there], stream[here]
-    position[which] = (here + 1) % len(stream)
-    return stream[here]
-
-
-@njit(cache=True)
-def _next_anchors(n, anchors, position, rng):  # pragma: no cover
-    drawn = np.empty(n, dtype=np.int64)
-    for i in range(n):
-        drawn[i] = _next_in_stream(anchors, position, 0, rng)
-    return drawn
-
-
-@njit(cache=True)
-def _random_seeds(n, class_stream, position, first, count, order, cursor, rng):  # pragma: no cover
-    seeds = np.empty(n, dtype=np.int64)
-    taken = np.empty(n, dtype=np.int64)
-    found = 0
-    while found < n:  # a class comes twice only where the stream begins anew
-        c = _next_in_stream(class_stream, position, 1, rng)
-        if c not in taken[:found]:
-            taken[found] = c
-            seeds[found] = _next_in_class(c, first, count, order, cursor, rng)
-            found += 1
-    return seeds
-
-
-@njit(cache=True)
-def _random_negative(c, first, count, order, rng):  # pragma: no cover
-    """A uniform draw from the samples that are not of class ``c``: those before and after it in ``order``."""
-    at = rng.integers(0, len(order) - count[c])
-    return order[at if at < first[c] else at + count[c]]
-
-
-@njit(cache=True)
-def _random_negatives(ids, class_of, first, count, order, rng):  # pragma: no cover
-    drawn = np.empty(len(ids), dtype=np.int64)
-    for i in range(len(ids)):
-        drawn[i] = _random_negative(class_of[ids[i]], first, count, order, rng)
-    return drawn
-
-
-@njit(cache=True)
-def _with_classmates(ids, n, class_of, first, count, order, cursor, rng):  # pragma: no cover
-    group = np.empty((len(ids), 1 + n), dtype=np.int64)
-    for i in range(len(ids)):
-        group[i, 0] = ids[i]
-        c = class_of[ids[i]]
-        for j in range(1, 1 + n):
-            group[i, j] = _next_in_class(c, first, count, order, cursor, rng)
-            if j < count[c]:  # there is still one that the group does not hold
-                while group[i, j] in group[i, :j]:
-                    group[i, j] = _next_in_class(c, first, count, order, cursor, rng)
-    return group

@@ -22,7 +22,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LAYERS = [
     "checks",
     "hashing table",
-    "sampling",
+    "streams",
+    "sampling drawing",
     "distributed bag",
     "miners",
     "evaluation",
