@@ -1,6 +1,5 @@
 """Encoders by name: a small convolutional net for the study, and torchvision's backbones; saving and loading them."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from bonlib.paths import write_atomically
+from bonlib.paths import read_torch, write_atomically
 
 _CHANNELS = (32, 64, 64, 128)
 _FORMAT = "bonlib encoder 1"
@@ -166,12 +165,7 @@ def load_encoder(file: str | Path, *, device: str | torch.device = "cpu") -> tup
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"file is {str(file)!r}, which is no file; give one that save_encoder wrote.")
-    try:
-        content = torch.load(file, weights_only=True, map_location=device)
-    except (RuntimeError, OSError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read, it is truncated or no file of torch: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"{file} is no encoder of bonlib (expected {_FORMAT!r}); write it with save_encoder.")
+    content = read_torch(Path(file), _FORMAT, "give one that save_encoder wrote", device)
     encoder = make_encoder(**content["made"]).to(device)
     encoder.load_state_dict(content["state"])
     return encoder.eval(), content["images"]

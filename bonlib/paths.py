@@ -1,8 +1,14 @@
 """Where data and figures go, whatever the current directory."""
 
+import glob
 import os
+import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+_ABANDONED = 3600  # seconds after which a temporary file was left by a writer that was killed
 
 
 def project_dir() -> Path | None:
@@ -40,9 +46,36 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write: writes the whole file to the path it is given, which has the same suffix.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.*{glob.escape(path.suffix)}"):
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_torch(path: Path, expected: str, cure: str, device: Any = "cpu") -> dict[str, Any]:
+    """A dictionary that ``torch.save`` wrote, with its ``format`` checked; only tensors and plain values are read.
+
+    Args:
+        path: the file.
+        expected: the format that this version reads.
+        cure: what to do about another one.
+        device: where the tensors go.
+
+    Raises:
+        ValueError: if the file is truncated, foreign, or of another format.
+    """
+    import torch
+
+    try:
+        content = torch.load(path, weights_only=True, map_location=device)
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read, it is damaged or no file of torch ({error}); {cure}.") from error
+    if not isinstance(content, dict) or content.get("format") != expected:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} has the format {found!r}, this version reads {expected!r}; {cure}.")
+    return content

@@ -1,7 +1,6 @@
 """One plain training loop, the same for every miner and loss."""
 
 import math
-import pickle
 import time
 import warnings
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bonlib.distributed import RankMiner, broadcast_value, rank, world_size
 from bonlib.evaluation import embed, evaluate
-from bonlib.paths import write_atomically
+from bonlib.paths import read_torch, write_atomically
 from bonlib.sampling import Miner
 
 Precision = Literal["float32", "bfloat16"]
@@ -236,13 +235,7 @@ def _load(file: Path, parts: dict[str, Any]) -> int:
     Raises:
         ValueError: if it is truncated, foreign, of a newer version, or of other parts than these.
     """
-    try:
-        state = torch.load(file, weights_only=True, map_location="cpu")
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"checkpoint {file} cannot be read, it is damaged or no file of torch: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"checkpoint {file} has the format {found!r}, this version reads {_FORMAT!r}; train anew.")
+    state = read_torch(file, _FORMAT, "remove it and train anew")
     for name in ("encoder", "loss"):
         own, saved = (  # of extra state, which has no shape, the name counts
             {key: getattr(value, "shape", ()) for key, value in part.items()}
