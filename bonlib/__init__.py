@@ -6,11 +6,12 @@ from bonlib.evaluation import evaluate
 from bonlib.hashing import OnlineAutoencoder, list_hashers, make_hasher
 from bonlib.miners import list_miners, make_miner
 from bonlib.table import BucketTable
-from bonlib.training import Step, fit
+from bonlib.training import Indexed, Step, fit
 
 __all__ = [
     "BagOfNegatives",
     "BucketTable",
+    "Indexed",
     "OnlineAutoencoder",
     "Step",
     "evaluate",

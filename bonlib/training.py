@@ -183,7 +183,7 @@ def _batches(
         if directly:
             source = iter(miner)
         else:
-            source = iter(DataLoader(_Indexed(dataset), batch_sampler=miner, num_workers=workers))
+            source = iter(DataLoader(Indexed(dataset), batch_sampler=miner, num_workers=workers))
         while True:
             began = time.perf_counter()
             drawn = next(source, None)
@@ -198,11 +198,18 @@ def _batches(
                 yield indices.tolist(), images, labels, {"draw": 0.0, "data": between - began}
 
 
-class _Indexed(Dataset[Any]):
-    """A dataset that tells of each sample its index too."""
+class Indexed(Dataset[Any]):
+    """A dataset that tells of each sample its index too, ``(sample, index)``, so that ``update`` can be told it.
+
+    Args:
+        dataset: any map-style dataset.
+    """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # pyright: ignore[reportArgumentType]
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         return self.dataset[index], index
