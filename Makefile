@@ -5,12 +5,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 JOBS ?= 2
 
-.PHONY: help study test lab notebooks format clean
+.PHONY: help study test lab bench notebooks format clean
 
 help:
 	@echo "make study               the study in minutes: notebooks, figures, report (PRESET=full: the committed records, FRESH=1: all anew)"
 	@echo "make test                format, lint, types, unit tests with doctests, notebooks"
 	@echo "make lab                 JupyterLab in notebooks/"
+	@echo "make bench               speed and memory beside peers, and the slow tests (some 15 minutes, 10 GB)"
 	@echo "make notebooks           execute the notebooks in place, as they are committed"
 	@echo "make format              format code and notebooks"
 
@@ -32,6 +33,10 @@ test: $(VENV)/.ready
 
 lab: $(VENV)/.ready
 	cd notebooks && ../$(RUN) jupyterlab
+
+bench: $(VENV)/.ready
+	$(VENV)/bin/python benchmarks/run.py
+	$(RUN) pytest -q -m slow tests
 
 notebooks: $(VENV)/.ready
 	for notebook in notebooks/[0-9]*.ipynb; do $(RUN) papermill $$notebook $$notebook --no-progress-bar || exit 1; done

@@ -3,7 +3,8 @@
 from bonlib.bag import BagOfNegatives
 from bonlib.datasets import list_datasets, load_dataset
 from bonlib.evaluation import evaluate
-from bonlib.hashing import OnlineAutoencoder, list_hashers, make_hasher
+from bonlib.hashers import list_hashers, make_hasher
+from bonlib.hashing import OnlineAutoencoder
 from bonlib.miners import list_miners, make_miner
 from bonlib.table import BucketTable
 from bonlib.training import Indexed, Step, fit

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.drawing import CODELESS, NEAR, NEAR_BITS, OWN, SOURCES, draw_negatives, draw_seeds
-from bonlib.hashing import Hasher, make_hasher, pack
+from bonlib.drawing import CODELESS, OWN, SOURCES, draw_negatives, draw_seeds, read_codes
+from bonlib.hashers import make_hasher
+from bonlib.hashing import Hasher
 from bonlib.sampling import Form, Ids, Miner
 from bonlib.table import MAX_BITS, UNSEEN, BucketTable
 
@@ -45,7 +46,7 @@ class BagOfNegatives(Miner):
         random_share: share of the classes of a set, or of the negatives, that are drawn at random instead: 0 to 1.
         probe: whether a bucket with too few others is helped out by its Hamming neighbours, before random samples are.
         bits: length of the code, 1 to 24; by default so that a bucket of the filled table holds some 15 to 30 samples.
-        hasher: name of a hash (:func:`~bonlib.hashing.list_hashers`), or an object with the methods of
+        hasher: name of a hash (:func:`~bonlib.hashers.list_hashers`), or an object with the methods of
             :class:`~bonlib.hashing.OnlineAutoencoder`, which brings its own ``bits``.
         steps: batches that one iteration yields; by default one pass, ``num_samples // batch_size``.
         seed: seed of the bag's own generator and of the hash.
@@ -122,24 +123,22 @@ class BagOfNegatives(Miner):
             ValueError: if indices are out of range or of another length than the embeddings, or the embeddings of
                 another width or not finite; table, autoencoder and generator are then as before.
         """
-        ids, embeddings = self._checked_update(indices, embeddings)
-        self._error = float(self.hasher.partial_fit(embeddings))
+        ids = self._checked_indices(indices, len(embeddings))
+        self._error = float(self.hasher.partial_fit(embeddings))  # checks the embeddings before it changes anything
         self._updates += 1
         before = self.table.codes(ids)
-        self._correct(ids, embeddings)
+        changed = before != self._correct(ids, embeddings)
         if (seen := before != UNSEEN).any():
-            churn = float((before != self.table.codes(ids))[seen].mean())
+            churn = float(changed[seen].mean())
             self._churn = churn if np.isnan(self._churn) else 0.98 * self._churn + 0.02 * churn
 
-    def _correct(self, ids: Ids, embeddings: Tensor) -> None:
-        """Give samples the codes of their embeddings."""
+    def _correct(self, ids: Ids, embeddings: Tensor) -> Ids:
+        """Give samples the codes of their embeddings, and return these."""
         projections = self.hasher.project(embeddings)  # (batch, bits)
-        nearest = projections.abs().argsort(dim=1)[:, :NEAR]  # (batch, up to NEAR)
-        shifts = NEAR_BITS * torch.arange(nearest.shape[1], device=nearest.device)
-        found = torch.stack([pack(projections > 0), (nearest << shifts).sum(dim=1)])  # one copy from the device
-        codes, near = found.cpu().numpy()
+        codes, near = read_codes(projections.cpu().numpy())
         self.table.move(ids, codes)
         self._near[ids], self._corrected[ids] = near, self._updates
+        return codes
 
     def negatives(self, i: int, k: int | None = None) -> Ids:
         """The bag of sample ``i``: dataset indices of the samples of other classes in its bucket.

@@ -9,9 +9,28 @@ from bonlib.table import UNSEEN
 # Where a negative, or an identity of a set, came from: rows of the tally.
 SOURCES = ("own", "hamming1", "hamming2", "random", "unseen")
 OWN, HAMMING1, HAMMING2, RANDOM, CODELESS = range(len(SOURCES))
-NEAR, NEAR_BITS = 6, 5  # nearest hyperplanes kept for a sample, bits of an int32 that each takes
+_NEAR, _NEAR_BITS = 6, 5  # nearest hyperplanes kept for a sample, bits of an int32 that each takes
 _TRIES = 32  # draws from a bucket before it is searched
 _SEARCHED = 1024  # samples of the largest bucket that is
+
+
+@njit(cache=True)
+def read_codes(projections):  # pragma: no cover
+    """Codes ``(batch,)`` of projections ``(batch, bits)``, and the bits nearest to flipping, five bits each."""
+    codes = np.zeros(len(projections), dtype=np.int64)
+    near = np.zeros(len(projections), dtype=np.int32)
+    for i in range(len(projections)):
+        row, taken = projections[i], 0
+        for bit in range(len(row)):
+            codes[i] |= np.int64(row[bit] > 0) << bit
+        for place in range(min(_NEAR, len(row))):
+            least = -1
+            for bit in range(len(row)):
+                if not (taken >> bit) & 1 and (least < 0 or abs(row[bit]) < abs(row[least])):
+                    least = bit
+            taken |= 1 << least
+            near[i] |= least << (_NEAR_BITS * place)
+    return codes, near
 
 
 @njit(cache=True)
@@ -46,9 +65,9 @@ def _negative_in(bucket, c, class_of, start, size, pool, rng):  # pragma: no cov
 @njit(cache=True)
 def _probing_order(near, bits, order):  # pragma: no cover
     """Write all ``bits`` into ``order``: those of the nearest hyperplanes, which ``near`` holds, then the others."""
-    known, flagged = min(bits, NEAR), 0
+    known, flagged = min(bits, _NEAR), 0
     for j in range(known):
-        order[j] = (near >> (NEAR_BITS * j)) & ((1 << NEAR_BITS) - 1)
+        order[j] = (near >> (_NEAR_BITS * j)) & ((1 << _NEAR_BITS) - 1)
         flagged |= 1 << order[j]
     for bit in range(bits):
         if not (flagged >> bit) & 1:

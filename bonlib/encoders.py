@@ -22,7 +22,7 @@ class L2Normalize(nn.Module):
 
 
 def small_convnet(dim: int = 64, in_channels: int = 1) -> nn.Module:
-    """Four blocks of convolution, batch norm, ReLU and pooling, then a linear layer: images to unit embeddings.
+    """Four blocks of convolution, batch norm, pooling and ReLU, then a linear layer: images to unit embeddings.
 
     Args:
         dim: width of the embeddings.
@@ -33,9 +33,9 @@ def small_convnet(dim: int = 64, in_channels: int = 1) -> nn.Module:
         layers += [
             nn.Conv2d(width_in, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),  # halves height and width
+            nn.ReLU(inplace=True),  # after pooling: the same function, on a quarter of the pixels
         ]
-        layers += [nn.MaxPool2d(2)]  # halves height and width
     encoder = nn.Sequential(
         *layers,
         nn.AdaptiveAvgPool2d(2),

@@ -19,7 +19,7 @@ from bonlib.datasets import load_dataset
 from bonlib.distributed import rank
 from bonlib.encoders import make_encoder
 from bonlib.evaluation import bag_quality, embed, evaluate
-from bonlib.hashing import make_hasher
+from bonlib.hashers import make_hasher
 from bonlib.losses import make_loss
 from bonlib.miners import make_miner
 from bonlib.runs import provenance, save_run

@@ -130,6 +130,32 @@ def load_history(sweep: str, dataset: str | None = None) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
+def write_bench(name: str, table: "pd.DataFrame") -> Path:
+    """Write measured costs to ``bench/<name>.json`` in the results directory, with versions, hardware and commit."""
+    path = results_dir() / "bench" / f"{name}.json"
+    record = {"format": _FORMAT, "provenance": provenance(), "rows": _without_nan(table.to_dict("records"))}
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(record, indent=1) + "\n"))
+    return path
+
+
+def load_bench(name: str) -> "pd.DataFrame":
+    """Measured costs that :func:`write_bench` wrote; their ``attrs`` hold the provenance.
+
+    Raises:
+        FileNotFoundError: if they were not measured.
+    """
+    import pandas as pd
+
+    path = results_dir() / "bench" / f"{name}.json"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("[!.]*.json"))) or "none"
+        raise FileNotFoundError(f"name is {name!r}, which was not measured here (measured: {known}); run `make bench`.")
+    record = json.loads(path.read_text())
+    table = pd.DataFrame(record["rows"])
+    table.attrs |= record["provenance"]
+    return table
+
+
 def provenance() -> dict[str, Any]:
     """Versions, hardware, commit and time of this moment."""
     return {

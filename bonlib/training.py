@@ -21,7 +21,7 @@ from bonlib.sampling import Miner
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
 PARTS = ("draw", "data", "compute", "hash", "refresh", "evaluate")
-_FORMAT = "bonlib checkpoint 1"
+_FORMAT = "bonlib checkpoint 2"
 _COLLAPSED = 1e-3  # share of the embeddings' energy that still varies
 
 

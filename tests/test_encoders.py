@@ -103,3 +103,21 @@ def test_other_files_are_refused(tmp_path):
             load_encoder(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         load_encoder(tmp_path / "none.pt")
+
+
+def test_relu_after_pooling_is_the_function_of_relu_before():
+    encoder = make_encoder(dim=8, seed=3).train()
+    layers = list(encoder)
+    for i, layer in enumerate(layers):
+        if isinstance(layer, torch.nn.MaxPool2d):
+            layers[i : i + 2] = layers[i + 1], layer
+    usual, images = torch.nn.Sequential(*layers), torch.rand(6, 1, 32, 32)
+    outputs, gradients = [], []
+    for net in (encoder, usual):
+        encoder.zero_grad()
+        embeddings = net(images)
+        (embeddings[:, 0] * torch.arange(6)).sum().backward()
+        outputs.append(embeddings.detach())
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in encoder.parameters()]))
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*gradients)

@@ -3,11 +3,14 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 
 from bonlib.checks import check_embeddings
-from bonlib.hashing import ITQ, OnlineAutoencoder, OnlinePCA, RandomHyperplanes, list_hashers, make_hasher, pack
+from bonlib.drawing import read_codes
+from bonlib.hashers import ITQ, OnlinePCA, list_hashers, make_hasher
+from bonlib.hashing import OnlineAutoencoder, RandomHyperplanes, pack
 
 
 def gaussian(count: int, seed: int = 0, dim: int = 16) -> torch.Tensor:
@@ -77,11 +80,16 @@ def fed(name: str, bits: int = 4, batches: int = 60, **options):
     return hasher
 
 
+def directions(hasher) -> torch.Tensor:
+    """The encoder's weights ``(dim, bits)``, read from what it does to the axes."""
+    return hasher.project(torch.eye(hasher.dim)) - hasher.project(torch.zeros(1, hasher.dim))
+
+
 def subspace_angle(hasher) -> float:
     """Share of the variance that the best subspace holds and the hash's misses."""
     data = gaussian(4000, 999)
     data = data - data.mean(dim=0)
-    basis = torch.linalg.qr(hasher.state_dict()["encoder"])[0]
+    basis = torch.linalg.qr(directions(hasher))[0]
     best = torch.linalg.svdvals(data).square()[: hasher.bits].sum()
     return float(1 - (data @ basis).square().sum() / best)
 
@@ -203,10 +211,31 @@ def test_bad_embeddings_are_refused_and_change_nothing(embeddings, message):
     before = copy.deepcopy(hasher.state_dict())
     with pytest.raises(ValueError, match=message):
         hasher.partial_fit(embeddings)
-    after = hasher.state_dict()
-    assert torch.equal(before["encoder"], after["encoder"])
-    assert torch.equal(before["mean"], after["mean"])
-    assert before["steps"] == after["steps"]
+    for name, value in hasher.state_dict().items():
+        assert torch.equal(value, before[name]) if isinstance(value, torch.Tensor) else value == before[name]
+
+
+def test_the_autoencoder_learns_as_torchs_own_layers_autograd_and_adam_do():
+    hasher = OnlineAutoencoder(16, 4, lr=0.01)
+    encoder, decoder, bias = (part.clone().requires_grad_() for part in hasher._split(hasher._weights))
+    optimizer = torch.optim.Adam([encoder, decoder, bias], lr=0.01)
+    for seed in range(50):
+        rows = gaussian(32, seed)
+        error = (rows @ encoder @ decoder + bias - rows).square().mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        assert hasher.partial_fit(rows) == pytest.approx(float(error.detach() / rows.square().mean()), rel=1e-4)
+    torch.testing.assert_close(directions(hasher), encoder.detach(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [1, 3, 6, 11, 24])
+def test_codes_and_probing_order_are_read_as_sorting_says(bits):
+    projections = np.random.default_rng(bits).standard_normal((200, bits)).astype(np.float32)
+    codes, near = read_codes(projections)
+    assert codes.tolist() == pack(torch.from_numpy(projections) > 0).tolist()
+    nearest = np.abs(projections).argsort(axis=1)[:, :6]
+    assert near.tolist() == (nearest << (5 * np.arange(nearest.shape[1]))).sum(axis=1).tolist()
 
 
 @pytest.mark.parametrize(("dim", "bits"), [(0, 4), (16, 0), (16, 25)])

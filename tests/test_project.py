@@ -22,13 +22,13 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LAYERS = [
     "checks",
     "hashing table",
-    "streams",
+    "hashers streams",
     "sampling drawing",
     "distributed bag",
     "miners",
     "evaluation",
     "training analysis",
-    "experiment",
+    "experiment costs",
     "live",
     "study",
 ]

@@ -90,7 +90,7 @@ def test_options_of_hash_loss_and_data_reach_them(folders):
     lr = {"hasher": "autoencoder", "hasher_options": {"lr": 0.01}}
     options = {"dataset_options": FEW, "batch_size": 24, "identities": 30, "label_noise": 0.5}
     experiment = Experiment(Config(**options, miner_options=lr, loss="cosface", loss_options={"scale": 8}, loss_lr=0.1))
-    assert experiment.miner.hasher._optimizer.param_groups[0]["lr"] == 0.01
+    assert experiment.miner.hasher.lr == 0.01
     assert experiment.loss.loss.scale == 8
     assert experiment.train.num_classes == 30
     clean = Experiment(Config(**options | {"label_noise": 0.0})).train
