@@ -88,6 +88,24 @@ def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300
     return pd.DataFrame(rows)
 
 
+def memory_parts(bag: BagOfNegatives) -> "pd.Series":
+    """Where the memory of a bag goes: bytes a sample by part, which add up to ``bag.nbytes``."""
+    import pandas as pd
+
+    table, index = bag.table, (bag._order, bag._first, bag._count, bag._cursor, bag.classes)
+    parts = {
+        "labels": bag.class_of.nbytes,
+        "class index": sum(array.nbytes for array in index),
+        "code": table._code.nbytes,
+        "place in its bucket": table._place.nbytes,
+        "members of buckets": table._pool.nbytes,
+        "probing order": bag._near.nbytes,
+        "last correction": bag._corrected.nbytes,
+    }
+    parts["buckets, scratch"] = bag.nbytes - sum(parts.values())
+    return pd.Series(parts) / bag.num_samples
+
+
 def sampler_costs(identities: Iterable[int], *, per_class: int = 4, repeats: int = 20) -> "pd.DataFrame":
     """A batch of 128 from BoN and from what people use today, against the number of identities.
 
@@ -304,8 +322,6 @@ def _training_step(
 
 
 def _evaluate_alone(name: str, samples: int, dim: int, per_class: int) -> dict[str, float]:
-    import resource
-
     labels = torch.arange(samples) // per_class
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(int(labels.max()) + 1, dim, generator=generator)
@@ -319,7 +335,7 @@ def _evaluate_alone(name: str, samples: int, dim: int, per_class: int) -> dict[s
         calculate = partial(calculator.get_accuracy, embeddings, labels)
     before, began = _resident_bytes(), time.perf_counter()
     found = calculate()
-    seconds, peak = time.perf_counter() - began, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds, peak = time.perf_counter() - began, _resident_bytes("VmHWM")
     recall = found.get("recall@1", found.get("precision_at_1"))
     return {"seconds": seconds, "peak_gib": (peak - before) / 2**30, "recall@1": float(recall)}
 
@@ -350,11 +366,11 @@ def _loopback_bytes() -> int:
     return next(int(line.split()[9]) for line in lines if line.strip().startswith("lo:"))
 
 
-def _resident_bytes() -> float:
-    """Memory of this process as the system counts it; NaN where it does not tell."""
+def _resident_bytes(which: str = "VmRSS") -> float:
+    """Memory of this process as the system counts it, now or at its peak (``VmHWM``); NaN where it does not tell."""
     with contextlib.suppress(OSError, StopIteration):
         status = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * float(next(line for line in status if line.startswith("VmRSS")).split()[1])
+        return 1024 * float(next(line for line in status if line.startswith(which)).split()[1])
     return float("nan")
 
 

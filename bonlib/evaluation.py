@@ -95,7 +95,7 @@ def evaluate(
 
 
 def retrieval_metrics(
-    embeddings: Tensor, labels: Tensor, *, ks: Sequence[int] = (1, 2, 4, 8), chunk: int = 1024
+    embeddings: Tensor, labels: Tensor, *, ks: Sequence[int] = (1, 2, 4, 8), chunk: int = 256
 ) -> dict[str, float]:
     """Every sample once as query against all others, by Euclidean distance.
 
@@ -130,11 +130,16 @@ def retrieval_metrics(
     if len(queries) == 0:
         raise ValueError("labels has no class with two samples, so there is nothing to find; use more samples.")
     depth = min(max(int(relevant.max()), *ks), len(embeddings) - 1)
-    half_norms = embeddings.square().sum(dim=1) / 2
+    half_norms = embeddings.detach().square().sum(dim=1) / 2
     ranks = torch.arange(1, depth + 1, device=embeddings.device)
     totals: dict[str, float] = {}
+    embeddings = embeddings.detach()
+    # One buffer for all chunks: fresh memory for each would take as long as the search itself.
+    buffer = embeddings.new_empty(min(chunk, len(queries)), len(embeddings))
     for part in queries.split(chunk):
-        nearness = embeddings[part] @ embeddings.T - half_norms  # (chunk, num_samples)
+        nearness = torch.addmm(  # (chunk, num_samples)
+            half_norms, embeddings[part], embeddings.T, beta=-1, out=buffer[: len(part)]
+        )
         nearness[torch.arange(len(part), device=part.device), part] = -torch.inf
         nearest = nearness.topk(depth, dim=1).indices
         hits = class_of[nearest] == class_of[part, None]  # (chunk, depth)

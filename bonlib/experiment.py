@@ -22,10 +22,12 @@ from bonlib.evaluation import bag_quality, embed, evaluate
 from bonlib.hashers import make_hasher
 from bonlib.losses import make_loss
 from bonlib.miners import make_miner
-from bonlib.runs import provenance, save_run
+from bonlib.paths import results_dir, write_atomically
+from bonlib.runs import config_key, provenance, save_run
 from bonlib.sampling import Form
 from bonlib.training import PARTS, Precision, Schedule, Step, fit
 
+CHECKPOINT_EVERY = 50  # steps
 _USUAL_LOSS = {"set": "batch-hard", "triplet": "triplet", "pair": "contrastive"}
 
 
@@ -74,6 +76,11 @@ class Config:
 class Experiment:
     """A run: iterate over it to train, then :meth:`save` evaluates on the test classes and writes the record.
 
+    Args:
+        config: what to do.
+        checkpoint: file to save to while training, and to go on from, where an earlier process or cell was stopped; it
+            is removed when the record is written.
+
     Attributes:
         config: what to do.
         train, validation: data sets of disjoint classes.
@@ -82,8 +89,8 @@ class Experiment:
         seconds: by part, over all steps so far.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, checkpoint: Path | None = None) -> None:
+        self.config, self.checkpoint = config, checkpoint
         self.provenance = provenance()  # of the code as it was loaded, whatever is edited while it runs
         self.train = load_dataset(config.dataset, "train", **config.dataset_options)
         if config.identities is not None:
@@ -113,7 +120,8 @@ class Experiment:
         self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
 
     def __iter__(self) -> Iterator[Step]:
-        """Train from the first step to the last."""
+        """Train to the last step: from the first, or from the checkpoint where there is one."""
+        self._go_on()
         torch.manual_seed(self.config.seed)  # some losses of pytorch-metric-learning draw from the global generator
         losses, active = [], []
         for step in fit(
@@ -121,6 +129,7 @@ class Experiment:
             steps=self.config.steps, lr=self.config.lr, loss_lr=self.config.loss_lr, schedule=self.config.schedule,
             device=self.config.device, precision=self.config.precision, workers=self.config.workers,
             validation=self.validation, evaluate_every=self.config.evaluate_every or 0,
+            checkpoint=self.checkpoint, checkpoint_every=CHECKPOINT_EVERY if self.checkpoint else 0,
         ):  # fmt: skip
             losses.append(step.loss)
             active.append(step.active)
@@ -137,7 +146,24 @@ class Experiment:
                     **{f"miner.{name}": value for name, value in self.miner.stats().items()},
                 })  # fmt: skip
                 losses, active = [], []
+            if self.checkpoint and rank() == 0 and step.step % CHECKPOINT_EVERY == 0:
+                measured = {"step": step.step, "seconds": self.seconds, "history": self.history}
+                text = json.dumps(measured)
+                write_atomically(self._measured, lambda path, text=text: path.write_text(text))
             yield step
+
+    @property
+    def _measured(self) -> Path:
+        """What was measured up to the checkpoint, beside it."""
+        assert self.checkpoint is not None
+        return self.checkpoint.with_suffix(".json")
+
+    def _go_on(self) -> None:
+        """Take over what was measured before a stop; :func:`~bonlib.training.fit` takes over the rest."""
+        self.history, self.seconds = [], dict.fromkeys(PARTS, 0.0)
+        if self.checkpoint and self.checkpoint.exists() and self._measured.exists():
+            measured = json.loads(self._measured.read_text())
+            self.history, self.seconds = measured["history"], measured["seconds"]
 
     def save(self, sweep: str) -> Path:
         """Evaluate on the test classes, if asked to, and write the record into the folder ``sweep``; returns it."""
@@ -152,7 +178,7 @@ class Experiment:
             quality = bag_quality(self.miner, embeddings, anchors=500, seed=self.config.seed)
         # Linux counts the peak in KiB, macOS in bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-        return save_run(
+        saved = save_run(
             asdict(self.config),
             sweep,
             metrics=metrics,
@@ -164,6 +190,15 @@ class Experiment:
             history=self.history,
             provenance=self.provenance,
         )
+        if self.checkpoint:
+            self.checkpoint.unlink(missing_ok=True)
+            self._measured.unlink(missing_ok=True)
+        return saved
+
+
+def checkpoint_path(config: Config, sweep: str) -> Path:
+    """Where the checkpoint of a run is kept: ``checkpoints/`` in the folder of its sweep, by the key of its config."""
+    return results_dir() / sweep / "checkpoints" / f"{config_key(asdict(config))}.pt"
 
 
 def main(settings: str, sweep: str) -> None:

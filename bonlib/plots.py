@@ -219,21 +219,46 @@ def embedding_map(points: NDArray[Any], groups: Mapping[str, NDArray[np.bool_]])
     return figure
 
 
-def training_curves(history: "pd.DataFrame", metric: str = "recall@1") -> Figure:
-    """Loss, share of active tuples and a validation metric of one run over its steps."""
-    figure, axes = plt.subplots(1, 3, figsize=(9.6, 2.9))
-    first = history.iloc[0]
-    style: dict[str, Any] = {
-        "color": MINER_COLOURS.get(first["miner"], MUTED),
-        "marker": "o",
-        "markersize": 3,
-    }
-    titles = ("loss", "active tuples", f"validation {metric}")
-    for ax, column, title in zip(axes, ("loss", "active", metric), titles, strict=True):
-        ax.plot(history["step"], history[column], **style)
+def training_curves(
+    history: "pd.DataFrame",
+    metric: str = "recall@1",
+    *,
+    baseline: "pd.DataFrame | None" = None,
+    points: "pd.DataFrame | None" = None,
+) -> Figure:
+    """Loss, share of active tuples, entropy of the table (BoN) and a validation metric of one run over its steps.
+
+    Args:
+        history: one evaluation a row; may still be empty where ``points`` are given.
+        metric: column of the last panel.
+        baseline: ``step`` and ``metric`` of another miner, drawn beside as far as this run has steps.
+        points: ``step``, ``loss``, ``active``, ``miner.entropy_bits`` between the evaluations, where they are known.
+    """
+    import pandas as pd
+
+    fine = history if points is None else points
+    panels = {"loss": "loss", "active": "active tuples"}
+    panels |= {"miner.entropy_bits": "entropy of the table, bits"} if "miner.entropy_bits" in fine else {}
+    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(9.6, 2.7))
+    miner = history["miner"].iloc[0] if len(history) else "bag"
+    style: dict[str, Any] = {"color": MINER_COLOURS.get(miner, MUTED), "marker": "o", "markersize": 3}
+    for ax, (column, title) in zip(axes, panels.items(), strict=False):
+        ax.plot(fine["step"], fine[column], **style)
         ax.set(title=title, xlabel="step")
     axes[1].set_ylim(0, 1.03)
     axes[1].yaxis.set_major_formatter(PercentFormatter(1))
+    last = axes[-1]
+    last.set(title=f"validation {metric}", xlabel="step")
+    if len(history):
+        last.plot(history["step"], history[metric], **style)
+    if baseline is not None and len(baseline):
+        shown = baseline[baseline["step"] <= max(fine["step"].max(), baseline["step"].min())]
+        last.plot(shown["step"], shown[metric], color=MINER_COLOURS["random"], linestyle="--", marker="s", markersize=3)
+        end = pd.DataFrame(shown).iloc[-1]
+        last.annotate(
+            "random", (end["step"], end[metric]), (0, -12), textcoords="offset points", ha="right", fontsize=8,
+            color=MINER_COLOURS["random"],
+        )  # fmt: skip
     return figure
 
 

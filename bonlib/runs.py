@@ -130,6 +130,26 @@ def load_history(sweep: str, dataset: str | None = None) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
+def mean_curve(sweep: str, dataset: str, *, miner: str = "random", form: str = "set") -> "pd.DataFrame":
+    """The mean validation curve of a miner's recorded runs, to draw beside another run.
+
+    Returns:
+        ``step``, ``recall@1`` and ``map@r``, means over seeds; empty where no such run is recorded.
+    """
+    import pandas as pd
+
+    columns = ["step", "recall@1", "map@r"]
+    records = [r for r in _records(sweep, None) if r["config"].get("dataset") == dataset and not r.get("error")]
+    points = [
+        {name: point[name] for name in columns}
+        for record in records
+        if (record["config"].get("miner"), record["config"].get("form")) == (miner, form)
+        for point in record.get("history", [])
+    ]
+    table = pd.DataFrame(points, columns=columns)
+    return table.groupby("step", as_index=False)[columns[1:]].mean()  # pyright: ignore[reportReturnType]
+
+
 def write_bench(name: str, table: "pd.DataFrame") -> Path:
     """Write measured costs to ``bench/<name>.json`` in the results directory, with versions, hardware and commit."""
     path = results_dir() / "bench" / f"{name}.json"

@@ -32,7 +32,19 @@ LAYERS = [
     "live",
     "study",
 ]
-LEAVES = ["paths", "style", "stats", "runs", "datasets", "encoders", "losses", "report", "plots", "run_plots"]
+LEAVES = [
+    "paths",
+    "style",
+    "stats",
+    "runs",
+    "datasets",
+    "encoders",
+    "losses",
+    "report",
+    "plots",
+    "run_plots",
+    "cost_plots",
+]
 
 
 def rank(module: str) -> int:
