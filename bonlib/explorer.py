@@ -20,6 +20,7 @@ from bonlib.style import INK, MINER_COLOURS, MUTED, use_style
 from bonlib.table import UNSEEN
 
 if TYPE_CHECKING:
+    import pandas as pd
     from ipywidgets import VBox
 
 use_style()
@@ -102,6 +103,25 @@ def look(story: Story, anchor: int, moment: int = -1, *, nearest: int = 12) -> V
     own = own[np.argsort(distances[own])]
     bits = f"{code:0{story.bits}b}" if code != UNSEEN else ""
     return View(anchor, seen.step, bits, bag, rank[bag], own, order[:nearest], len(order))
+
+
+def over_time(story: Story, anchor: int) -> "pd.DataFrame":
+    """The bag of one anchor at each moment: ``step``, its ``code``, ``negatives``, and their best and median rank."""
+    import pandas as pd
+
+    views = [look(story, anchor, moment) for moment in range(len(story.moments))]
+    rows = [
+        {
+            "step": view.step,
+            "code": view.code,
+            "negatives": len(view.bag),
+            "best rank": int(view.bag_ranks[0]) if len(view.bag) else None,
+            "median rank": float(np.median(view.bag_ranks)) if len(view.bag) else None,
+            "of": view.negatives,
+        }
+        for view in views
+    ]
+    return pd.DataFrame(rows).set_index("step")
 
 
 def crowded_anchor(story: Story, *, seed: int = 0) -> int:

@@ -76,7 +76,7 @@ def _named(experiment: Experiment) -> pd.DataFrame:
 
 
 def _show(handle: Any, history: pd.DataFrame, baseline: pd.DataFrame | None, points: pd.DataFrame | None) -> None:
-    if history.empty and points is None:
+    if handle is None or (history.empty and points is None):  # outside IPython there is nothing to draw on
         return
     figure = training_curves(history, baseline=baseline, points=points)
     handle.update(figure)

@@ -342,7 +342,7 @@ def main(arguments: list[str] | None = None) -> int:
         bar.update(work - bar.n)
     print(f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes: {len(runs)} runs, {len(pages)} notebooks.")
     if not (options.no_notebooks or options.sweep):
-        index = write_report(_build() / "notebooks" / options.preset, _build() / "report")
+        index = write_report(_build() / "notebooks" / options.preset, _build() / "report", reference=True)
         print(f"Report:  {index}\nFigures: {os.environ.get('BONLIB_FIGURES', _root() / 'figures')}")
     for sweep in sweeps:
         print(f"Records: {run_path({}, sweep).parent}", *results_lines(sweep), sep="\n")

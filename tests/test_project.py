@@ -29,8 +29,9 @@ LAYERS = [
     "evaluation",
     "training analysis",
     "experiment costs",
-    "live",
+    "live explorer",
     "study",
+    "cli",
 ]
 LEAVES = [
     "paths",

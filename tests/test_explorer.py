@@ -1,0 +1,88 @@
+"""The explorer against brute force, and its widgets as a click moves them."""
+
+import numpy as np
+import pytest
+import torch
+
+from bonlib.experiment import Config, Experiment
+from bonlib.explorer import Explorer, Story, crowded_anchor, draw_view, look, over_time
+from bonlib.live import watch
+
+SMALL = {"identities": 60, "batch_size": 40, "steps": 30, "evaluate_every": 15, "bits": 5}
+
+
+@pytest.fixture(scope="module")
+def story():
+    experiment = Experiment(Config(miner="bag", form="set", **SMALL))
+    told = Story(experiment)
+    watch(experiment, on_evaluation=told.remember)
+    return told
+
+
+@pytest.mark.parametrize("moment", [0, -1])
+def test_a_view_is_what_brute_force_finds(story, moment):
+    anchor, seen, labels = crowded_anchor(story), story.moments[moment], story.dataset.labels.numpy()
+    view = look(story, anchor, moment)
+    rows = seen.embeddings.float()
+    distances = torch.cdist(rows[anchor][None], rows, compute_mode="donot_use_mm_for_euclid_dist")[0].numpy()
+    same = labels == labels[anchor]
+    in_bucket = (seen.codes == seen.codes[anchor]) & (seen.codes >= 0)
+    assert set(view.bag) == set(np.flatnonzero(in_bucket & ~same))
+    assert set(view.positives) == set(np.flatnonzero(in_bucket & same)) - {anchor}
+    assert (np.diff(distances[view.bag]) >= -1e-5).all()
+    nearer = [(distances[~same] < distances[i] - 1e-5).sum() for i in view.bag]
+    assert (view.bag_ranks > nearer).all()
+    assert sorted(distances[view.nearest]) == pytest.approx(np.sort(distances[~same])[: len(view.nearest)], abs=1e-5)
+    assert view.negatives == (~same).sum()
+    if view.code:
+        assert int(view.code, 2) == seen.codes[anchor]
+
+
+def test_moments_differ_and_the_table_tells_of_each(story):
+    anchor = crowded_anchor(story)
+    table = over_time(story, anchor)
+    assert table.index.tolist() == [15, 30]
+    assert (story.moments[0].codes != story.moments[1].codes).any()
+    assert table.loc[30, "negatives"] == len(look(story, anchor).bag)
+
+
+def test_the_figure_shows_anchor_positives_bag_and_nearest(story):
+    view = look(story, crowded_anchor(story))
+    figure = draw_view(story, view, most=24)
+    pictures = sum(bool(ax.images) for ax in figure.axes)
+    assert pictures == 1 + min(len(view.positives), 11) + min(len(view.bag), 24) + len(view.nearest)
+    assert view.code in figure.get_suptitle()
+
+
+def test_slider_search_and_clicks_move_the_explorer(story):
+    explorer = Explorer(story, crowded_anchor(story))
+    first = explorer.view
+    explorer.time.value = 0
+    assert (explorer.view.anchor, explorer.view.step) == (first.anchor, 15)
+    name = story.dataset.class_names[7]
+    explorer.search.value = name
+    assert story.dataset.labels[explorer.view.anchor] == 7
+    explorer.search.value = "no such class"
+    assert story.dataset.labels[explorer.view.anchor] == 7
+    explorer.random.click()
+    nearest = explorer.view.nearest[0]
+    last_row = explorer.images.children[-1]
+    last_row.children[0].children[0].click()  # the button that is the picture of the nearest negative
+    assert explorer.view.anchor == nearest
+    assert f".bonlib-{nearest}{{background" in explorer._style.value
+
+
+def test_an_anchor_without_a_code_has_an_empty_bag(story):
+    unseen = np.flatnonzero(story.moments[0].codes < 0)
+    view = look(story, int(unseen[0]), 0)
+    assert (view.code, len(view.bag)) == ("", 0)
+    draw_view(story, view)
+
+
+def test_what_cannot_be_looked_at_is_refused(story):
+    with pytest.raises(ValueError, match="anchor is -1; allowed are 0 to"):
+        look(story, -1)
+    empty = Story.__new__(Story)
+    empty.moments = []
+    with pytest.raises(ValueError, match="no moments"):
+        look(empty, 0)
