@@ -5,11 +5,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 JOBS ?= 2
 
-.PHONY: help study test lab bench notebooks format clean
+.PHONY: help study report test browser lab bench notebooks format clean
 
 help:
 	@echo "make study               the study in minutes: notebooks, figures, report (PRESET=full: the committed records, FRESH=1: all anew)"
+	@echo "make report              the committed notebooks and the reference as an offline site, build/report"
 	@echo "make test                format, lint, types, unit tests with doctests, notebooks"
+	@echo "make browser             the browser tests alone (needs chromium)"
 	@echo "make lab                 JupyterLab in notebooks/"
 	@echo "make bench               speed and memory beside peers, and the slow tests (some 15 minutes, 10 GB)"
 	@echo "make notebooks           execute the notebooks in place, as they are committed"
@@ -24,12 +26,19 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 study: $(VENV)/.ready
 	$(RUN) bonlib.study --preset $(PRESET) $(if $(FRESH),--fresh)
 
+report: $(VENV)/.ready
+	$(RUN) bonlib.report
+
 test: $(VENV)/.ready
 	$(RUN) ruff format --check --quiet .
 	$(RUN) ruff check --quiet .
 	$(RUN) pyright
 	$(RUN) pytest -q -n $(JOBS) tests bonlib
 	BONLIB_FIGURES=$(CURDIR)/build/figures OMP_NUM_THREADS=1 $(RUN) pytest -q -n $(JOBS) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout 120 notebooks
+	$(RUN) pytest -q -m browser tests/test_browser.py
+
+browser: $(VENV)/.ready
+	$(RUN) pytest -q -m browser tests/test_browser.py
 
 lab: $(VENV)/.ready
 	cd notebooks && ../$(RUN) jupyterlab

@@ -63,11 +63,12 @@ def memory(parts: "pd.Series") -> Figure:
         text = str(name).replace(" ", "\n", 1)
         ax.text(left + size / 2, -0.48 if size > 1.5 else 0.48, text, ha="center", va="top" if size > 1.5 else "bottom",
                 fontsize=8)  # fmt: skip
-        ax.text(left + size / 2, 0, f"{size:.1f}", ha="center", va="center", fontsize=8, color=INK)
+        dark = colours[i % len(colours)] in (MINER_COLOURS["bag"], MINER_COLOURS["random"])
+        ax.text(left + size / 2, 0, f"{size:.1f}", ha="center", va="center", color="white" if dark else INK, fontsize=8)
         left += size
     ax.axvline(32, color=INK, linewidth=1, linestyle="--")
-    ax.text(32, 0.62, "32", ha="center", va="bottom", fontsize=8)
-    ax.set(xlabel="bytes a sample", yticks=[], xlim=(0, 34), ylim=(-1.05, 0.62))
+    ax.text(32.1, -0.9, "32, the limit", va="bottom", fontsize=8)
+    ax.set(xlabel="bytes a sample", yticks=[], xlim=(0, 35), ylim=(-1.05, 0.62))
     ax.grid(visible=False)
     return figure
 

@@ -33,7 +33,7 @@ body.index { max-width: 52rem; padding: 1rem; }
 main { display: block; min-width: 0; }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: .7rem 1rem; border-bottom: 1px solid #bbb; }
 main + nav { border-top: 1px solid #bbb; border-bottom: 0; }
-a, .jp-RenderedHTMLCommon a { color: #005a8c; text-decoration: underline; }
+a, nav a, .jp-RenderedHTMLCommon a { color: #005a8c !important; text-decoration: underline !important; }
 img, svg { max-width: 100%; height: auto; }
 .jp-RenderedHTMLCommon { font-size: 1rem; }
 .jp-Cell pre, .jp-RenderedHTMLCommon table, .jp-OutputArea-output { overflow-x: auto; max-width: 100%; }
@@ -187,18 +187,18 @@ def _card(stem: str, title: str, answer: str, picture: str) -> str:
 
 
 def _thumbnail(notebook: Any) -> str:
-    """The first large picture of a notebook, made small, as base64; empty where it has none."""
+    """The picture of a notebook that holds most, made small, as base64; empty where it has none."""
     from PIL import Image
 
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if coded := output.get("data", {}).get("image/png"):
-                image = Image.open(io.BytesIO(base64.b64decode(coded))).convert("RGB")
-                image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-                buffer = io.BytesIO()
-                image.save(buffer, "png", optimize=True)
-                return base64.b64encode(buffer.getvalue()).decode()
-    return ""
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    coded = max((output.get("data", {}).get("image/png", "") for output in outputs), key=len, default="")
+    if not coded:
+        return ""
+    image = Image.open(io.BytesIO(base64.b64decode(coded))).convert("RGB")
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "png", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _title_and_answer(source: str) -> tuple[str, str]:

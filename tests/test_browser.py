@@ -1,0 +1,196 @@
+"""The study in a real browser: JupyterLab's explorer and notebooks, and the report without a network."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHOTS = ROOT / "build" / "screenshots"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt install chromium)"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab on copies of the notebooks without outputs: what is seen later was made here."""
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "notebooks").mkdir()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(notebook, folder / "notebooks" / path.name)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
+        f"--port={port}", "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=", "--ServerApp.password=", "--LabApp.news_url=",
+    ]  # fmt: skip
+    settings = {
+        "BONLIB_FIGURES": str(folder / "figures"),
+        "BONLIB_DATA": str(ROOT / "data"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "OMP_NUM_THREADS": "1",
+    }
+    quiet = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text('{"fetchNews": "false"}')
+    log = (folder / "lab.log").open("w")
+    process = subprocess.Popen(
+        command, cwd=folder / "notebooks", env=os.environ | settings, stdout=log, stderr=subprocess.STDOUT
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/api", timeout=2).close()
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "lab.log").read_text()[-2000:]
+                time.sleep(0.5)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        log.close()
+
+
+def run_all(page, address: str, notebook: str, minutes: float) -> None:
+    """Open a notebook, run all its cells, and wait until the kernel is idle and the last cell has its number."""
+    page.goto(f"{address}/lab/tree/{notebook}?reset")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90_000)
+    page.locator(".jp-StatusBar-Widget", has_text=re.compile(r"\| Idle")).wait_for(timeout=90_000)
+    page.wait_for_timeout(2000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name=re.compile(r"^Run All Cells")).click()
+    dialog = page.locator("dialog", has_text="Select Kernel")
+    if dialog.count():  # the session was not quite there yet
+        dialog.get_by_role("button", name="Select Kernel").click()
+    # JupyterLab draws only the cells in sight: the kernel's own state tells when all are done.
+    page.wait_for_timeout(5000)
+    deadline = time.monotonic() + 60 * minutes
+    while time.monotonic() < deadline:
+        assert not page.locator("dialog").count(), page.locator("dialog").inner_text()
+        kernels = page.evaluate("fetch('/api/kernels').then(answer => answer.json())")
+        if kernels and all(kernel["execution_state"] == "idle" for kernel in kernels):
+            page.wait_for_timeout(2000)
+            again = page.evaluate("fetch('/api/kernels').then(answer => answer.json())")
+            if all(kernel["execution_state"] == "idle" for kernel in again):
+                return
+        page.wait_for_timeout(1000)
+    raise AssertionError(f"{notebook} was not done after {minutes} minutes")
+
+
+def seen_down_to_the_end(page) -> tuple[int, int]:
+    """Scroll through the notebook; how many cells have a picture, and how many an error."""
+    pictures, errors = set(), set()
+    for i in range(60):
+        cell = page.locator(f".jp-Notebook .jp-Cell[data-windowed-list-index='{i}']")
+        if not cell.count():
+            page.mouse.wheel(0, 900)
+            page.wait_for_timeout(250)
+            if not cell.count():
+                continue
+        cell.first.scroll_into_view_if_needed(timeout=5000)
+        if cell.first.locator(".jp-OutputArea img").count():
+            pictures.add(i)
+        if cell.first.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count():
+            errors.add(i)
+    return len(pictures), len(errors)
+
+
+def test_the_first_notebook_runs_in_jupyterlab(browser, lab):
+    page = browser.new_page(viewport={"width": 1366, "height": 768})
+    run_all(page, lab, "00_start_here.ipynb", 3)
+    pictures, errors = seen_down_to_the_end(page)
+    page.screenshot(path=SHOTS / "00_start_here.png")
+    page.close()
+    assert (pictures >= 2, errors) == (True, 0)
+
+
+def test_the_explorers_slider_search_and_pictures_work_in_jupyterlab(browser, lab):
+    page = browser.new_page(viewport={"width": 1366, "height": 900})
+    run_all(page, lab, "03_buckets.ipynb", 6)
+    pictures, errors = seen_down_to_the_end(page)
+    assert errors == 0
+    assert pictures >= 6
+    page.get_by_text("The explorer: one anchor").first.scroll_into_view_if_needed()
+    explorer = page.locator(".widget-vbox").first
+    explorer.scroll_into_view_if_needed()
+    heading = explorer.locator(".widget-html-content b").first
+    assert "step 400" in heading.inner_text()
+    page.screenshot(path=SHOTS / "03_explorer.png")
+    slider = explorer.locator(".noUi-handle").first
+    slider.focus()
+    slider.press("ArrowLeft")
+    heading.get_by_text("step 300").wait_for(timeout=20_000)
+    picture = explorer.locator("button[class*=bonlib-]")
+    assert "data:image/png" in picture.first.evaluate("node => getComputedStyle(node).backgroundImage")
+    before = heading.inner_text()
+    picture.last.click()
+    page.wait_for_function(
+        "old => [...document.querySelectorAll('.widget-html-content b')][0].innerText != old", arg=before
+    )
+    explorer.locator("input[type=text]").first.fill("Ŷ")
+    explorer.locator("input[type=text]").first.press("Enter")
+    explorer.locator("button", has_text="random anchor").click()
+    page.wait_for_timeout(1500)
+    page.screenshot(path=SHOTS / "03_explorer_moved.png")
+    assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    page.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390], ids=["laptop", "phone"])
+def test_the_report_needs_no_network_and_fits_the_screen(browser, tmp_path, width):
+    from bonlib.report import write_report
+
+    index = write_report(ROOT / "notebooks", tmp_path / "report", reference=width > 1000)
+    context = browser.new_context(viewport={"width": width, "height": 800}, offline=True)
+    page, wrong, asked = context.new_page(), [], []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    pages = [index, *sorted(index.parent.glob("[0-9]*.html")), *sorted((index.parent / "api").glob("*.html"))]
+    for path in pages:
+        page.goto(path.as_uri())
+        assert page.locator("img:not([alt])").count() == 0, path.name
+        assert page.locator("img[alt='']").count() == 0, path.name
+        if path.parent == index.parent:
+            wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert wide <= 1, f"{path.name} is {wide} pixels wider than the screen"
+    page.goto(index.as_uri())
+    page.screenshot(path=SHOTS / f"report_{width}.png")
+    page.get_by_role("link", name=re.compile("bucket")).first.click()
+    page.wait_for_load_state()
+    page.screenshot(path=SHOTS / f"report_{width}_page.png", full_page=True)
+    context.close()
+    assert not wrong
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
