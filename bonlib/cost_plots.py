@@ -42,7 +42,7 @@ def batch_costs(batches: "pd.DataFrame", samplers: "pd.DataFrame") -> Figure:
         right.plot(rows["identities"], rows["milliseconds"], marker=marker, color=colour, markersize=5)
         last = rows.iloc[-1]
         right.annotate(
-            str(name), (last["identities"], last["milliseconds"]), (0, 7), textcoords="offset points", color=colour,
+            str(name), (last["identities"], last["milliseconds"]), (0, 7), textcoords="offset points",
             ha="right", fontsize=9,
         )  # fmt: skip
     right.set(xscale="log", xlabel="identities, four samples each", title="BoN and what it replaces")
@@ -55,20 +55,17 @@ def memory(parts: "pd.Series") -> Figure:
     Args:
         parts: bytes a sample by name.
     """
-    figure, ax = plt.subplots(figsize=(9.6, 1.9))
+    figure, ax = plt.subplots(figsize=(9.6, 2.0))
     left = 0.0
     colours = (*ACCENTS, MINER_COLOURS["bag"], MINER_COLOURS["random"], MUTED, "#B8B8B8")
     for i, (name, size) in enumerate(parts.items()):
         ax.barh(0, size, left=left, color=colours[i % len(colours)], edgecolor="white")
-        text = str(name).replace(" ", "\n", 1)
-        ax.text(left + size / 2, -0.48 if size > 1.5 else 0.48, text, ha="center", va="top" if size > 1.5 else "bottom",
-                fontsize=8)  # fmt: skip
-        dark = colours[i % len(colours)] in (MINER_COLOURS["bag"], MINER_COLOURS["random"])
-        ax.text(left + size / 2, 0, f"{size:.1f}", ha="center", va="center", color="white" if dark else INK, fontsize=8)
+        text = f"{str(name).replace(' ', chr(10), 1)}\n{size:.1f}"
+        ax.text(left + size / 2, -0.46, text, ha="center", va="top", fontsize=8)
         left += size
     ax.axvline(32, color=INK, linewidth=1, linestyle="--")
-    ax.text(32.1, -0.9, "32, the limit", va="bottom", fontsize=8)
-    ax.set(xlabel="bytes a sample", yticks=[], xlim=(0, 35), ylim=(-1.05, 0.62))
+    ax.text(32.2, 0.2, "32,\nthe limit", va="center", fontsize=8)
+    ax.set(xlabel="bytes a sample", yticks=[], xlim=(0, 35), ylim=(-1.35, 0.5))
     ax.grid(visible=False)
     return figure
 

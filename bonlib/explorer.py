@@ -5,6 +5,7 @@
 import base64
 import io
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -227,7 +228,7 @@ class Explorer:
         self._style.value = "<style>" + "".join(map(self._rule, sorted(shown))) + "</style>"
         self.images.children = [
             *self._row("anchor, then its class in the bucket", own, {view.anchor}),
-            *self._row("its bag, nearest first", bag, set()),
+            *self._row("its bag: class and rank by exact search", bag, set()),
             *self._row("exact nearest negatives; thick frame: in the bag", view.nearest, set(view.bag.tolist())),
         ]
 
@@ -236,13 +237,14 @@ class Explorer:
 
         ranks, buttons = dict(zip(self.view.bag.tolist(), self.view.bag_ranks.tolist(), strict=True)), []
         for i in ids.tolist():
-            told = f"{self._names[i]}, rank {ranks[i]}" if i in ranks else self._names[i]
+            told = f"{self._names[i]}  {ranks[i]:,}." if i in ranks else self._names[i]
             # A button whose background is the image: a click on the image makes it the anchor.
-            border = f"3px solid {MINER_COLOURS['bag']}" if i in framed else f"1px solid {MUTED}"
+            colour = INK if i == self.view.anchor else MINER_COLOURS["bag"]
+            border = f"3px solid {colour}" if i in framed else f"1px solid {MUTED}"
             button = widgets.Button(tooltip=told, layout={"width": "56px", "height": "56px", "border": border})
             button.add_class(f"bonlib-{i}")
             button.on_click(lambda button, i=i: self.show(i))
-            label = widgets.Label(told, layout={"width": "84px"})
+            label = widgets.HTML(f'<div style="width:84px;text-align:center;line-height:1.2">{escape(told)}</div>')
             buttons.append(widgets.VBox([button, label], layout={"align_items": "center"}))
         empty = [] if buttons else [widgets.Label("none: this bucket holds no other class")]
         return [widgets.HTML(f"<i>{title}</i>"), widgets.HBox(buttons or empty, layout={"flex_flow": "row wrap"})]

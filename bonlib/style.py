@@ -32,7 +32,7 @@ MINER_NAMES = {
     "refreshed-bag": "BoN, fresh table",
 }
 FORM_DASHES = {"set": "-", "triplet": "--", "pair": ":"}
-INK, MUTED, ACCENTS = "#222222", "#8A8A8A", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+INK, MUTED, ACCENTS = "#222222", "#757575", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _STYLE: dict[str, Any] = {
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,

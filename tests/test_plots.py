@@ -4,8 +4,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
-from bonlib import plots, run_plots
+from bonlib import cost_plots, plots, run_plots
 from bonlib.stats import against, cost_table
 from bonlib.style import INK, MINER_COLOURS, method_name, save_figure
 
@@ -186,3 +188,40 @@ def test_retrievals_frame_the_query_and_cross_out_what_is_wrong():
         assert (axes[0].images[0].get_array() == images[row, 0].transpose(1, 2, 0)).all()
         for column in range(4):
             assert (axes[1 + column].images[0].get_array() == images[row, column].transpose(1, 2, 0)).all()
+
+
+def contrast(colour, ground) -> float:
+    """Ratio of luminances, after the Web Content Accessibility Guidelines 2."""
+
+    def luminance(name) -> float:
+        channels = np.array(to_rgb(name))
+        linear = np.where(channels <= 0.03928, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    light, dark = sorted((luminance(colour), luminance(ground)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_text_and_lines_stand_out_from_the_paper(history):
+    assert contrast("black", "white") == pytest.approx(21)
+    batches = pd.DataFrame({"samples": [10, 100] * 2, "form": ["set"] * 2 + ["pair"] * 2, "milliseconds": [1.0, 2] * 2})
+    samplers = pd.DataFrame({"identities": [10, 100] * 2, "miner": ["BoN"] * 2 + ["exact search"] * 2})
+    figures = [
+        cost_plots.batch_costs(batches, samplers.assign(milliseconds=1.0)),
+        cost_plots.memory(pd.Series({"labels": 4.0, "class index": 8.0})),
+        run_plots.compare(history, "images"),
+        run_plots.final_scores(history.assign(**{"metrics.recall@1": 0.5, "metrics.map@r": 0.2})),
+        plots.hash_over_training(
+            pd.DataFrame({"step": [1, 2], "miner.bits": 5}).assign(
+                **{f"miner.{name}": 0.5 for name in ("entropy_bits", "churn", "filled")}
+            )
+        ),
+    ]
+    for figure in figures:
+        for text in figure.findobj(Text):
+            if text.get_text():
+                assert contrast(text.get_color(), "white") >= 4.5, text.get_text()
+        plt.close(figure)
+    for miner, colour in MINER_COLOURS.items():
+        if miner in ("bag", "random", "exact"):
+            assert contrast(colour, "white") >= 3, miner  # what WCAG asks of graphics
