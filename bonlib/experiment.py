@@ -97,6 +97,8 @@ class Experiment:
             self.train = self.train.with_identities(config.identities, seed=config.seed)
         if config.label_noise:
             self.train = self.train.with_label_noise(config.label_noise, seed=config.seed)
+        if config.device.startswith("cuda"):
+            self.train = self.train.to(config.device)  # once, rather than batch by batch
         self.validation = load_dataset(config.dataset, "validation", **config.dataset_options)
         self.encoder = make_encoder(
             config.encoder, dim=config.dim, in_channels=self.train.channels, seed=config.seed, **config.encoder_options

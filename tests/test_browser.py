@@ -90,8 +90,8 @@ def lab(tmp_path_factory):
         log.close()
 
 
-def run_all(page, address: str, notebook: str, minutes: float) -> None:
-    """Open a notebook, run all its cells, and wait until the kernel is idle and the last cell has its number."""
+def start_all(page, address: str, notebook: str) -> None:
+    """Open a notebook and run all its cells."""
     page.goto(f"{address}/lab/tree/{notebook}?reset")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90_000)
     page.locator(".jp-StatusBar-Widget", has_text=re.compile(r"\| Idle")).wait_for(timeout=90_000)
@@ -101,6 +101,11 @@ def run_all(page, address: str, notebook: str, minutes: float) -> None:
     dialog = page.locator("dialog", has_text="Select Kernel")
     if dialog.count():  # the session was not quite there yet
         dialog.get_by_role("button", name="Select Kernel").click()
+
+
+def run_all(page, address: str, notebook: str, minutes: float) -> None:
+    """Open a notebook, run all its cells, and wait until each has its number."""
+    start_all(page, address, notebook)
     prompts = page.locator(".jp-CodeCell .jp-InputArea-prompt")
     deadline = time.monotonic() + 60 * minutes
     while time.monotonic() < deadline:
@@ -182,3 +187,20 @@ def test_the_report_needs_no_network_and_fits_the_screen(browser, tmp_path, widt
     context.close()
     assert not wrong
     assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
+
+
+@pytest.mark.slow
+def test_a_stopped_training_says_how_to_go_on_and_does(browser, lab):
+    page = browser.new_page(viewport={"width": 1366, "height": 900})
+    start_all(page, lab, "04_training.ipynb")
+    page.locator(".widget-hbox", has_text=re.compile(r"\b1[0-9][0-9]/200")).wait_for(timeout=180_000)
+    page.screenshot(path=SHOTS / "04_live.png")
+    page.locator(
+        ".jp-NotebookPanel-toolbar button[title*=Interrupt], [data-jp-item-name=interrupt] button"
+    ).first.click()
+    page.get_by_text("is whole: to go on from it").wait_for(timeout=30_000)
+    page.screenshot(path=SHOTS / "04_stopped.png")
+    run_all(page, lab, "04_training.ipynb", 4)
+    page.screenshot(path=SHOTS / "04_gone_on.png")
+    assert pictures_and_errors(page) >= (3, 0)
+    page.close()

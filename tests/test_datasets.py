@@ -149,3 +149,11 @@ def test_label_noise_changes_just_that_share(share):
     assert noisy.images is data.images
     with pytest.raises(ValueError, match="share is 2; allowed"):
         data.with_label_noise(2)
+
+
+def test_a_set_moves_to_a_device_and_stays_the_same_set():
+    there = Glyphs("validation").with_identities(5).to("meta")
+    assert there.images.is_meta
+    assert (there.num_classes, len(there.labels)) == (5, len(there.images))
+    here = Glyphs("validation")
+    assert torch.equal(here.to("cpu").batch([3, 1])[0], here.batch([3, 1])[0])

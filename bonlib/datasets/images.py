@@ -66,9 +66,16 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             return images.float() / 255, self.labels[chosen]
         return torch.stack([self.transform(image) for image in images]), self.labels[chosen]
 
+    def to(self, device: str | torch.device) -> "ImageSet":
+        """The same set with its images on a device, so that batches need not be copied there; files stay files."""
+        if not isinstance(self.images, Tensor):
+            return self
+        moved = self.images.to(device)
+        return ImageSet(moved, self.labels, self.class_names, self.attributes, self.transform, self.source, self.ks)
+
     def pixels(self, indices: ArrayLike) -> NDArray[np.uint8]:
         """Images as they are before the transform, to look at: ``(batch, channels, height, width)`` uint8."""
-        return self.images[torch.as_tensor(indices)].numpy()
+        return self.images[torch.as_tensor(indices)].cpu().numpy()
 
     def subset(self, kept: ArrayLike) -> "ImageSet":
         """The samples at these indices, in that order; the classes that are left are numbered anew."""
