@@ -102,7 +102,7 @@ def memory_parts(bag: BagOfNegatives) -> "pd.Series":
         "probing order": bag._near.nbytes,
         "last correction": bag._corrected.nbytes,
     }
-    parts["buckets, scratch"] = bag.nbytes - sum(parts.values())
+    parts["other"] = bag.nbytes - sum(parts.values())
     return pd.Series(parts) / bag.num_samples
 
 

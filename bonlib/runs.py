@@ -130,24 +130,34 @@ def load_history(sweep: str, dataset: str | None = None) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def mean_curve(sweep: str, dataset: str, *, miner: str = "random", form: str = "set") -> "pd.DataFrame":
+def mean_curve(*sweeps: str, dataset: str, miner: str = "random", form: str = "set") -> "pd.DataFrame":
     """The mean validation curve of a miner's recorded runs, to draw beside another run.
+
+    Args:
+        *sweeps: folders below the results directory; a later one goes on where an earlier one ends.
+        dataset: of the runs.
+        miner: of the runs.
+        form: of the runs.
 
     Returns:
         ``step``, ``recall@1`` and ``map@r``, means over seeds; empty where no such run is recorded.
     """
     import pandas as pd
 
-    columns = ["step", "recall@1", "map@r"]
-    records = [r for r in _records(sweep, None) if r["config"].get("dataset") == dataset and not r.get("error")]
-    points = [
-        {name: point[name] for name in columns}
-        for record in records
-        if (record["config"].get("miner"), record["config"].get("form")) == (miner, form)
-        for point in record.get("history", [])
-    ]
-    table = pd.DataFrame(points, columns=columns)
-    return table.groupby("step", as_index=False)[columns[1:]].mean()  # pyright: ignore[reportReturnType]
+    columns, wanted = ["step", "recall@1", "map@r"], {"dataset": dataset, "miner": miner, "form": form}
+    parts, last = [pd.DataFrame(columns=columns, dtype=float)], -1
+    for sweep in sweeps:
+        points = [
+            {name: point[name] for name in columns}
+            for record in _records(sweep, None)
+            if wanted.items() <= record["config"].items() and not record.get("error")
+            for point in record.get("history", [])
+            if point["step"] > last
+        ]
+        if points:
+            parts.append(pd.DataFrame(points).groupby("step").mean().reset_index())  # pyright: ignore
+            last = max(point["step"] for point in points)
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
 def write_bench(name: str, table: "pd.DataFrame") -> Path:

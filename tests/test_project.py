@@ -223,3 +223,30 @@ def test_the_field_in_the_readme_is_what_the_records_say():
         if name in leads.index:
             lead_of = leads.loc[name]
             assert lead == f"{lead_of['lead']:+.3f} [{lead_of['low']:.3f}, {lead_of['high']:.3f}] {lead_of['verdict']}"
+
+
+def test_the_costs_in_the_readme_are_what_the_records_say():
+    from bonlib.runs import load_bench
+
+    batches, samplers, hashing, steps, evaluation = (
+        load_bench(f"{name}_cpu") for name in ("batches", "samplers", "hashing", "steps", "evaluation")
+    )
+    slowest, memory = batches.groupby("samples")["milliseconds"].max(), batches.iloc[-1]
+    ratio = samplers.set_index(["miner", "identities"])["to_bon"]
+    ours, theirs = evaluation.itertuples()
+    share = steps.set_index("encoder")["share"]
+    low, high, floor = hashing["milliseconds"].min(), hashing["milliseconds"].max(), hashing["floor"]
+    expected = [
+        f"{slowest[10**5]:.2f} ms",
+        f"{slowest[10**8]:.2f} ms",
+        f"{memory['bytes_per_sample']:.1f} bytes a sample; made in {memory['build_seconds']:.0f} s, "
+        f"filled in {memory['fill_seconds']:.0f} s",
+        f"{ratio['MPerClassSampler', 10**6]:.0f} times BoN's time for a batch",
+        f"{ratio['exact search', 10**5]:,.0f} times",
+        f"{low:.2f} to {high:.2f} ms, below torch's own layers and Adam ({floor.min():.2f} to {floor.max():.2f} ms)",
+        f"{share['small']:.1%}".replace("%", " %"),
+        f"{share['resnet50']:.2%}".replace("%", " %"),
+        f"{ours.seconds:.0f} s and {ours.peak_gib:.2f} GiB; "
+        f"`AccuracyCalculator` {theirs.seconds:.0f} s and {theirs.peak_gib:.1f} GiB",
+    ]
+    assert [cells[0] for cells in readme_table("## What it costs").values()] == expected
