@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from bonlib.datasets import load_dataset
 from bonlib.datasets.splits import SPLITS
-from bonlib.experiment import Config
+from bonlib.experiment import Config, checkpoint_path
 from bonlib.paths import project_dir, write_atomically
 from bonlib.report import write_report
 from bonlib.runs import config_key, find_run, run_path, save_run
@@ -314,6 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.fresh:
             for config in configs:
                 run_path(asdict(config), sweep).unlink(missing_ok=True)
+                checkpoint_path(config, sweep).unlink(missing_ok=True)
         runs += run_tasks(configs, sweep, notebooks=not options.no_notebooks)
     pages: list[Task] = []
     if not (options.no_notebooks or options.sweep):

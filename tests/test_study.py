@@ -1,5 +1,7 @@
 """Sweeps, their tasks, and the report."""
 
+import base64
+import io
 import subprocess
 import sys
 from collections import Counter
@@ -8,6 +10,7 @@ from dataclasses import asdict
 import nbformat
 import pytest
 import yaml
+from PIL import Image
 from tqdm.auto import tqdm
 
 from bonlib import study
@@ -158,3 +161,29 @@ def test_hangul_runs_take_the_trials_that_did_best_on_its_validation_classes():
         for config in configs:
             chosen = {name: getattr(config, name) for name in best[config.miner] if name != "name"}
             assert chosen == {k: v for k, v in best[config.miner].items() if k != "name"}
+
+
+def test_a_page_has_formulas_alternatives_and_ways_to_its_neighbours(tmp_path):
+    image = io.BytesIO()
+    Image.new("RGB", (900, 300), "white").save(image, "png")
+    picture = base64.b64encode(image.getvalue()).decode()
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "VBox(children=())"}
+    new = nbformat.v4
+    notebook = new.new_notebook(cells=[
+        new.new_markdown_cell("# Why?\n\nBecause $\\max(0, a)$ is zero, and `$HOME` is no formula."),
+        new.new_markdown_cell('## A "curve"\n\nIt *falls*.'),
+        new.new_code_cell("draw()", outputs=[new.new_output("display_data", {"image/png": picture})]),
+        new.new_code_cell("box", outputs=[new.new_output("display_data", widget)]),
+    ])  # fmt: skip
+    (tmp_path / "in").mkdir()
+    for name in ("01_one", "02_two"):
+        nbformat.write(notebook, tmp_path / "in" / f"{name}.ipynb")
+    index = write_report(tmp_path / "in", tmp_path / "out")
+    page = (tmp_path / "out" / "01_one.html").read_text()
+    assert page.count("<math") == 1
+    assert "$HOME" in page
+    assert 'alt="Figure: A &quot;curve&quot; It falls."' in page
+    assert "VBox" not in page
+    assert 'href="02_two.html" rel="next"' in page
+    assert '<html lang="en">' in page
+    assert '<img alt="A figure of this page"' in index.read_text()
