@@ -234,8 +234,6 @@ def training_curves(
         baseline: ``step`` and ``metric`` of another miner, drawn beside as far as this run has steps.
         points: ``step``, ``loss``, ``active``, ``miner.entropy_bits`` between the evaluations, where they are known.
     """
-    import pandas as pd
-
     fine = history if points is None else points
     panels = {"loss": "loss", "active": "active tuples"}
     panels |= {"miner.entropy_bits": "entropy of the table, bits"} if "miner.entropy_bits" in fine else {}
@@ -254,11 +252,9 @@ def training_curves(
     if baseline is not None and len(baseline):
         shown = baseline[baseline["step"] <= max(fine["step"].max(), baseline["step"].min())]
         last.plot(shown["step"], shown[metric], color=MINER_COLOURS["random"], linestyle="--", marker="s", markersize=3)
-        end = pd.DataFrame(shown).iloc[-1]
-        last.annotate(
-            "random", (end["step"], end[metric]), (0, -12), textcoords="offset points", ha="right", fontsize=8,
-            color=MINER_COLOURS["random"],
-        )  # fmt: skip
+        # Curves rise: the lower right corner is free.
+        where = {"transform": last.transAxes, "ha": "right", "va": "bottom", "fontsize": 8}
+        last.text(0.98, 0.03, "dashed: random", color=MINER_COLOURS["random"], **where)
     return figure
 
 

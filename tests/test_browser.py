@@ -193,12 +193,15 @@ def test_the_report_needs_no_network_and_fits_the_screen(browser, tmp_path, widt
 def test_a_stopped_training_says_how_to_go_on_and_does(browser, lab):
     page = browser.new_page(viewport={"width": 1366, "height": 900})
     start_all(page, lab, "04_training.ipynb")
-    page.locator(".widget-hbox", has_text=re.compile(r"\b1[0-9][0-9]/200")).wait_for(timeout=180_000)
+    bar = page.locator(".widget-hbox", has_text=re.compile(r"\b1[0-9][0-9]/200"))
+    bar.wait_for(timeout=180_000)
+    bar.scroll_into_view_if_needed()
     page.screenshot(path=SHOTS / "04_live.png")
     page.locator(
         ".jp-NotebookPanel-toolbar button[title*=Interrupt], [data-jp-item-name=interrupt] button"
     ).first.click()
     page.get_by_text("is whole: to go on from it").wait_for(timeout=30_000)
+    page.get_by_text("is whole: to go on from it").scroll_into_view_if_needed()
     page.screenshot(path=SHOTS / "04_stopped.png")
     run_all(page, lab, "04_training.ipynb", 4)
     page.screenshot(path=SHOTS / "04_gone_on.png")
