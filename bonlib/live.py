@@ -65,7 +65,7 @@ def watch(
                     on_evaluation(step.step)
         except KeyboardInterrupt:
             print(_how_to_go_on(experiment, bar.n))
-            raise
+            raise KeyboardInterrupt from None  # where exactly it was stopped is of no use to anybody
     history = _named(experiment)
     _show(handle, history, baseline, None)
     return history
