@@ -35,7 +35,7 @@ test: $(VENV)/.ready
 	$(RUN) pyright
 	$(RUN) pytest -q -n $(JOBS) tests bonlib
 	BONLIB_FIGURES=$(CURDIR)/build/figures OMP_NUM_THREADS=1 $(RUN) pytest -q -n $(JOBS) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout 120 notebooks
-	$(RUN) pytest -q -m "browser and not slow" tests/test_browser.py
+	$(RUN) pytest -q -n $(JOBS) -m "browser and not slow" tests/test_browser.py
 
 browser: $(VENV)/.ready
 	$(RUN) pytest -q -m browser tests/test_browser.py

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bonlib.analysis import embed_all
+from bonlib.bag import BagOfNegatives
 from bonlib.datasets.images import ImageSet
 from bonlib.experiment import Experiment
 from bonlib.style import INK, MINER_COLOURS, MUTED, use_style
@@ -46,17 +47,22 @@ class Story:
 
     Attributes:
         moments: what was remembered, in order of the steps.
+
+    Raises:
+        ValueError: if the run's miner has no buckets.
     """
 
     def __init__(self, experiment: Experiment) -> None:
-        self._experiment = experiment
+        if not isinstance(experiment.miner, BagOfNegatives):
+            raise ValueError(f"miner is {experiment.config.miner!r}, which has no buckets; explore a run of 'bag'.")
+        self._encoder, self._bag = experiment.encoder, experiment.miner
         self.dataset, self.bits = experiment.train, experiment.miner.bits
         self.moments: list[Moment] = []
 
     def remember(self, step: int) -> None:
         """Keep codes and embeddings as they are now; embeds the whole data set."""
-        codes = self._experiment.miner.table.codes(np.arange(len(self.dataset)))
-        embeddings = embed_all(self._experiment.encoder, self.dataset).half().cpu()
+        codes = self._bag.table.codes(np.arange(len(self.dataset)))
+        embeddings = embed_all(self._encoder, self.dataset).half().cpu()
         self.moments.append(Moment(step, codes.astype(np.int32), embeddings))
 
 

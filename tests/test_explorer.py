@@ -86,3 +86,5 @@ def test_what_cannot_be_looked_at_is_refused(story):
     empty.moments = []
     with pytest.raises(ValueError, match="no moments"):
         look(empty, 0)
+    with pytest.raises(ValueError, match="miner is 'random', which has no buckets"):
+        Story(Experiment(Config(miner="random", form="set", **SMALL | {"bits": None})))

@@ -7,11 +7,21 @@ import pytest
 import torch
 
 from bonlib import live
+from bonlib.datasets.glyphs import default_fonts
 from bonlib.experiment import Config, Experiment, checkpoint_path
 from bonlib.plots import training_curves
 from bonlib.runs import mean_curve, save_run
 
-SMALL = {"identities": 40, "batch_size": 24, "steps": 120, "evaluate_every": 40, "bits": 5, "test": False}
+FEW = {"fonts": [str(path) for path in default_fonts()[:8]], "characters": list(range(0x41, 0x250))}
+SMALL = {
+    "dataset_options": FEW,
+    "identities": 40,
+    "batch_size": 24,
+    "steps": 120,
+    "evaluate_every": 40,
+    "bits": 5,
+    "test": False,
+}
 
 
 class StopsAt:
