@@ -18,14 +18,14 @@ def main(arguments: list[str] | None = None) -> int:
         0 where all went well, 1 where something failed, 2 for wrong arguments or input, 130 after Ctrl-C.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] == ["study"]:  # has options of its own, and its own --help
-        from bonlib import study
-
-        return study.main(given[1:])
-    options = _parser().parse_args(given)
-    run: Callable[[argparse.Namespace], None] = options.run
+    # The study has options of its own, and its own --help.
+    options = argparse.Namespace(command="study") if given[:1] == ["study"] else _parser().parse_args(given)
     try:
-        run(options)
+        if options.command == "study":
+            from bonlib import study
+
+            return study.main(given[1:])
+        options.run(options)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return INTERRUPTED

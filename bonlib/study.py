@@ -220,7 +220,7 @@ def _stamp(output: Path) -> Path:
 def _root() -> Path:
     root = project_dir()
     if root is None:
-        raise RuntimeError(
+        raise FileNotFoundError(
             "The study runs in a checkout of the repository (git clone), not from the installed package."
         )
     return root

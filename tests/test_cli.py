@@ -120,3 +120,9 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(folders, capsys, monkeypatch
     assert cli.main(["train", *options]) == 130
     assert "goes on from it" in capsys.readouterr().err
     assert torch.load(next(folders.rglob("*.pt")), weights_only=True)["step"] == 50
+
+
+def test_the_study_needs_a_checkout(monkeypatch, capsys):
+    monkeypatch.setattr("bonlib.study.project_dir", lambda: None)
+    assert cli.main(["study", "--sweep", "quick"]) == 2
+    assert "git clone" in capsys.readouterr().err
