@@ -130,10 +130,10 @@ def retrieval_metrics(
     if len(queries) == 0:
         raise ValueError("labels has no class with two samples, so there is nothing to find; use more samples.")
     depth = min(max(int(relevant.max()), *ks), len(embeddings) - 1)
-    half_norms = embeddings.detach().square().sum(dim=1) / 2
+    embeddings = embeddings.detach()
+    half_norms = embeddings.square().sum(dim=1) / 2
     ranks = torch.arange(1, depth + 1, device=embeddings.device)
     totals: dict[str, float] = {}
-    embeddings = embeddings.detach()
     # One buffer for all chunks: fresh memory for each would take as long as the search itself.
     buffer = embeddings.new_empty(min(chunk, len(queries)), len(embeddings))
     for part in queries.split(chunk):

@@ -18,6 +18,7 @@ from bonlib.analysis import embed_all
 from bonlib.bag import BagOfNegatives
 from bonlib.datasets.images import ImageSet
 from bonlib.experiment import Experiment
+from bonlib.plots import show_image
 from bonlib.style import INK, MINER_COLOURS, MUTED, use_style
 from bonlib.table import UNSEEN
 
@@ -178,7 +179,7 @@ def draw_view(story: Story, view: View, *, columns: int = 12, most: int = 24) ->
             ax.spines[:].set(visible=c < len(cells), linewidth=2)
             if c < len(cells):
                 sample, name, colour = cells[c]
-                _show(ax, story.dataset.pixels([sample])[0])
+                show_image(ax, story.dataset.pixels([sample])[0])
                 ax.spines[:].set_color(colour)
                 ax.set_xlabel(name, fontsize=7, labelpad=2)
     figure.suptitle(_title(view), x=0.01, ha="left", fontsize=10)
@@ -217,11 +218,11 @@ class Explorer:
         self._style = widgets.HTML()
         controls = widgets.HBox([self.time, self.search, self.random], layout={"flex_flow": "row wrap"})
         self.box: VBox = widgets.VBox([controls, self.heading, self._style, self.images])
-        self.view = look(story, crowded_anchor(story) if anchor is None else anchor)
+        self.view: View
         self.time.observe(lambda change: self.show(), "value")
         self.search.observe(lambda change: self._find(change["new"]), "value")
         self.random.on_click(lambda button: self.show(int(self._rng.integers(0, len(story.dataset)))))
-        self.show()
+        self.show(crowded_anchor(story) if anchor is None else anchor)
 
     def show(self, anchor: int | None = None) -> None:
         """Show an anchor, by default the same as before, at the time that the slider tells."""
@@ -277,13 +278,6 @@ def _title(view: View) -> str:
 def _names(dataset: ImageSet) -> list[str]:
     """The class name of each sample."""
     return [dataset.class_names[label] for label in dataset.labels.tolist()]
-
-
-def _show(ax: Any, image: NDArray[np.uint8]) -> None:
-    if len(image) == 3:
-        ax.imshow(image.transpose(1, 2, 0))
-    else:
-        ax.imshow(image[0], cmap="gray_r", vmin=0, vmax=255)
 
 
 def _png(image: NDArray[np.uint8]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
@@ -35,13 +36,18 @@ def image_grid(rows: Sequence[NDArray[Any]], names: Sequence[str] | None = None,
         for c, ax in enumerate(axes[r]):
             ax.set_axis_off()
             if c < len(row):
-                image = np.asarray(row[c])
-                image = image.transpose(1, 2, 0) if image.ndim == 3 and len(image) == 3 else image.squeeze()
-                ax.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+                show_image(ax, row[c])
         if names is not None:
             axes[r, 0].text(-0.25, 0.5, names[r], transform=axes[r, 0].transAxes, ha="right", va="center", fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
+
+
+def show_image(ax: Axes, image: NDArray[Any]) -> None:
+    """One image: ``(3, height, width)`` in colour; ``(1, height, width)`` or ``(height, width)``, dark where high."""
+    image = np.asarray(image)
+    image = image.transpose(1, 2, 0) if image.ndim == 3 and len(image) == 3 else image.squeeze()
+    ax.imshow(image, cmap="gray_r", vmin=0, vmax=255)
 
 
 def retrievals(

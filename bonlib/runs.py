@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -173,6 +173,7 @@ def load_bench(name: str) -> "pd.DataFrame":
 
     Raises:
         FileNotFoundError: if they were not measured.
+        ValueError: if the file is damaged, no record, or of a newer version.
     """
     import pandas as pd
 
@@ -180,7 +181,7 @@ def load_bench(name: str) -> "pd.DataFrame":
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("[!.]*.json"))) or "none"
         raise FileNotFoundError(f"name is {name!r}, which was not measured here (measured: {known}); run `make bench`.")
-    record = json.loads(path.read_text())
+    record = _read(path, {"rows", "provenance"})
     table = pd.DataFrame(record["rows"])
     table.attrs |= record["provenance"]
     return table
@@ -218,8 +219,8 @@ def _records(sweep: str, dataset: str | None) -> list[dict[str, Any]]:
     return chosen
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A record from its file.
+def _read(path: Path, parts: Set[str] = frozenset({"key", "config"})) -> dict[str, Any]:
+    """A record from its file, which has at least these parts.
 
     Raises:
         ValueError: if it is damaged, no record, or of a newer version.
@@ -228,7 +229,7 @@ def _read(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"The record {path} is damaged ({error}); delete it and run its sweep again.") from error
-    if not isinstance(record, dict) or not {"key", "config"} <= record.keys():
+    if not isinstance(record, dict) or not parts <= record.keys():
         raise ValueError(f"{path} is no record of a run; move it elsewhere.")
     if record.get("format", 1) > _FORMAT:
         raise ValueError(
