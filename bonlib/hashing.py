@@ -11,7 +11,10 @@ from bonlib.table import MAX_BITS
 
 
 class Hasher(Protocol):
-    """What :class:`~bonlib.bag.BagOfNegatives` asks of a hash; see :class:`RandomHyperplanes` for the methods."""
+    """What :class:`~bonlib.bag.BagOfNegatives` asks of a hash; see :class:`RandomHyperplanes` for the methods.
+
+    ``partial_fit`` refuses bad embeddings before it changes anything: the bag leaves that check to it.
+    """
 
     dim: int
     bits: int
