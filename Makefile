@@ -24,10 +24,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 study: $(VENV)/.ready
-	$(RUN) bonlib.study --preset $(PRESET) $(if $(FRESH),--fresh)
+	$(RUN) bonlib.study.sweeps --preset $(PRESET) $(if $(FRESH),--fresh)
 
 report: $(VENV)/.ready
-	$(RUN) bonlib.report
+	$(RUN) bonlib.study.report
 
 test: $(VENV)/.ready
 	$(RUN) ruff format --check --quiet .

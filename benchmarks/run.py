@@ -10,12 +10,12 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import costs
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from bonlib import costs
-from bonlib.runs import write_bench
+from bonlib.study.records import write_bench
 
 
 def batches(largest: int, device: str) -> pd.DataFrame:
@@ -55,6 +55,8 @@ def goals(name: str, table: pd.DataFrame) -> Iterator[tuple[str, float, str, boo
     """What was aimed at: what, the value, the limit, whether it is kept."""
     if name == "batches":
         spent = table.set_index(["samples", "form"])["milliseconds"].unstack()
+        cold = table.set_index(["samples", "form"])["cold"].unstack()
+        yield "the same with cold caches, ms", cold.iloc[-1].max(), "< 1", cold.iloc[-1].max() < 1
         last, largest = spent.iloc[-1].max(), table.iloc[-1]
         yield f"draw and move at {spent.index[-1]:,} samples, ms", last, "< 1", last < 1
         if 10**5 in spent.index:

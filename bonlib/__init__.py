@@ -1,13 +1,12 @@
 """Hard negative mining for deep metric learning at very large numbers of identities."""
 
 from bonlib.bag import BagOfNegatives
+from bonlib.core.hashes import OnlineAutoencoder, list_hashers, make_hasher
+from bonlib.core.table import BucketTable
 from bonlib.datasets import list_datasets, load_dataset
-from bonlib.evaluation import evaluate
-from bonlib.hashers import list_hashers, make_hasher
-from bonlib.hashing import OnlineAutoencoder
 from bonlib.miners import list_miners, make_miner
-from bonlib.table import BucketTable
-from bonlib.training import Indexed, Step, fit
+from bonlib.training.loop import Indexed, Step, fit
+from bonlib.training.metrics import evaluate
 
 __all__ = [
     "BagOfNegatives",

@@ -9,11 +9,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.drawing import CODELESS, OWN, SOURCES, draw_negatives, draw_seeds, read_codes
-from bonlib.hashers import make_hasher
-from bonlib.hashing import Hasher
-from bonlib.sampling import Form, Ids, Miner
-from bonlib.table import MAX_BITS, UNSEEN, BucketTable
+from bonlib.core.checks import as_array, check_indices, own_state, real_number, whole_number
+from bonlib.core.hashes import make_hasher
+from bonlib.core.hashing import Hash
+from bonlib.core.kernels import CODELESS, OWN, SOURCES, UNSEEN, draw_negatives, draw_seeds, read_codes
+from bonlib.core.miner import Form, Ids, Miner
+from bonlib.core.table import MAX_BITS, BucketTable
+
+_STAMPS = 2**31 - 1  # sets until the marks of classes begin anew
 
 
 class BagOfNegatives(Miner):
@@ -46,8 +49,8 @@ class BagOfNegatives(Miner):
         random_share: share of the classes of a set, or of the negatives, that are drawn at random instead: 0 to 1.
         probe: whether a bucket with too few others is helped out by its Hamming neighbours, before random samples are.
         bits: length of the code, 1 to 24; by default so that a bucket of the filled table holds some 15 to 30 samples.
-        hasher: name of a hash (:func:`~bonlib.hashers.list_hashers`), or an object with the methods of
-            :class:`~bonlib.hashing.OnlineAutoencoder`, which brings its own ``bits``.
+        hasher: name of a hash (:func:`~bonlib.core.hashes.list_hashers`), or a :class:`~bonlib.core.hashing.Hash`,
+            which brings its own ``bits``.
         steps: batches that one iteration yields; by default one pass, ``num_samples // batch_size``.
         seed: seed of the bag's own generator and of the hash.
 
@@ -80,26 +83,24 @@ class BagOfNegatives(Miner):
         random_share: float = 0.0,
         probe: bool = True,
         bits: int | None = None,
-        hasher: Hasher | str = "autoencoder",
+        hasher: Hash | str = "autoencoder",
         steps: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(labels, dim, form=form, batch_size=batch_size, per_class=per_class, steps=steps, seed=seed)
-        if form == "set" and not 1 <= bags <= batch_size // per_class:
-            raise ValueError(f"bags is {bags}; allowed are 1 to {batch_size // per_class}, the classes of a batch.")
-        if not 0 <= random_share <= 1:
-            raise ValueError(f"random_share is {random_share}; allowed are 0 to 1.")
+        most = self.batch_size // self.per_class if form == "set" else None
+        self.bags = whole_number("bags", bags, 1, most, "A set has no more classes." if most else "")
+        self.random_share, self.probe = real_number("random_share", random_share, 0, 1), bool(probe)
         if isinstance(hasher, str):
-            hasher = make_hasher(hasher, dim, default_bits(self.num_samples) if bits is None else bits, seed=seed)
-        elif hasher.dim != dim or bits not in (None, hasher.bits):
+            bits = default_bits(self.num_samples) if bits is None else whole_number("bits", bits, 1, MAX_BITS)
+            hasher = make_hasher(hasher, self.dim, bits, seed=self.seed)
+        elif hasher.dim != self.dim or bits not in (None, hasher.bits):
             raise ValueError(
                 f"hasher has dim={hasher.dim} and bits={hasher.bits}, the bag was given dim={dim} and bits={bits}; "
                 "give the same, or leave bits out."
             )
-        self.bags, self.random_share, self.probe, self.hasher = bags, random_share, probe, hasher
+        self.hasher = hasher
         self.table = BucketTable(self.num_samples, hasher.bits)
-        # For each sample its least certain bits, nearest hyperplane first, five bits each: where probing begins.
-        self._near = np.zeros(self.num_samples, dtype=np.int32)
         self._corrected = np.zeros(self.num_samples, dtype=np.int32)  # the update that last corrected a sample
         self._updates = self._batches = 0
         self._mark = np.zeros(len(self.classes), dtype=np.int32)  # scratch: the last set that a class was put in
@@ -112,19 +113,21 @@ class BagOfNegatives(Miner):
         """Length of the code."""
         return self.hasher.bits
 
-    def update(self, indices: ArrayLike | Tensor, embeddings: Tensor) -> None:
+    def update(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:
         """Learn from a batch and correct the codes of its samples. Never touches the encoder.
 
         Args:
             indices: ``(batch,)`` dataset indices, as the bag yielded them (or any others).
-            embeddings: ``(batch, dim)`` floating point on any device; detached here.
+            embeddings: ``(batch, dim)`` floating point on any device; or a tuple, dict or dataclass whose first such
+                entry they are. Detached here.
 
         Raises:
             ValueError: if indices are out of range or of another length than the embeddings, or the embeddings of
-                another width or not finite; table, autoencoder and generator are then as before.
+                another width or not finite; table, hash and generator are then as before.
+            FloatingPointError: if the hash would not be finite; all is then as before.
         """
-        ids = self._checked_indices(indices, len(embeddings))
-        self._error = float(self.hasher.partial_fit(embeddings))  # checks the embeddings before it changes anything
+        ids, embeddings = self._checked_update(indices, embeddings)
+        self._error = self.hasher.partial_fit(embeddings)
         self._updates += 1
         before = self.table.codes(ids)
         changed = before != self._correct(ids, embeddings)
@@ -132,12 +135,16 @@ class BagOfNegatives(Miner):
             churn = float(changed[seen].mean())
             self._churn = churn if np.isnan(self._churn) else 0.98 * self._churn + 0.02 * churn
 
+    def correct(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:
+        """Give samples the codes of their embeddings without learning from them; arguments as of :meth:`update`."""
+        self._correct(*self._checked_update(indices, embeddings))
+
     def _correct(self, ids: Ids, embeddings: Tensor) -> Ids:
         """Give samples the codes of their embeddings, and return these."""
         projections = self.hasher.project(embeddings)  # (batch, bits)
-        codes, near = read_codes(projections.cpu().numpy())
-        self.table.move(ids, codes)
-        self._near[ids], self._corrected[ids] = near, self._updates
+        codes, near = read_codes(projections.to(torch.float32).cpu().numpy())
+        self.table.move(ids, codes, near)
+        self._corrected[ids] = self._updates
         return codes
 
     def negatives(self, i: int, k: int | None = None) -> Ids:
@@ -150,7 +157,7 @@ class BagOfNegatives(Miner):
         Returns:
             ``(size of the bag,)`` or ``(k,)`` int64; empty where the sample has no code yet or the bag is empty.
         """
-        i = int(self._checked_indices([i], 1)[0])
+        i = int(check_indices("i", [i], self.num_samples)[0])
         code = self.table.codes([i])[0]
         bucket = self.table.bucket(code) if code != UNSEEN else np.empty(0, dtype=np.int64)
         bag = bucket[self.class_of[bucket] != self.class_of[i]]
@@ -202,7 +209,7 @@ class BagOfNegatives(Miner):
         """Mean and largest number of updates since the codes were corrected; NaN where there are none."""
         if not self.table.filled:
             return {"age_mean": float("nan"), "age_max": float("nan")}
-        seen = self.table.arrays[0] != UNSEEN
+        seen = self.table.buckets.code != UNSEEN
         newest = self._corrected.mean(where=seen, dtype=np.float64)
         oldest = self._corrected.min(where=seen, initial=self._updates)
         return {"age_mean": float(self._updates - newest), "age_max": float(self._updates - oldest)}
@@ -212,7 +219,6 @@ class BagOfNegatives(Miner):
         return super().state_dict() | {
             "table": self.table.state_dict(),
             "hasher": self.hasher.state_dict(),
-            "near": torch.from_numpy(self._near.copy()),
             "corrected": torch.from_numpy(self._corrected.copy()),
             "updates": self._updates,
             "batches": self._batches,
@@ -227,16 +233,22 @@ class BagOfNegatives(Miner):
         Raises:
             ValueError: if the state is of a bag made with other arguments; nothing is changed then.
         """
-        self._check_config(state)
+        self._check_state(state)
         table = BucketTable(self.num_samples, self.bits)
         table.load_state_dict(state["table"])
-        self.hasher.load_state_dict(state["hasher"])
+        self.hasher.check_state(state["hasher"])
+        corrected, tally = as_array(state["corrected"]), as_array(state["tally"])
+        if (corrected.shape, tally.shape) != (self._corrected.shape, self._tally.shape):
+            raise ValueError(f"state is damaged: corrected has shape {corrected.shape}, tally {tally.shape}.")
         super().load_state_dict(state)
-        self.table = table
-        self._near, self._corrected = state["near"].numpy().copy(), state["corrected"].numpy().copy()
+        self.hasher.load_state_dict(state["hasher"])
+        self.table, self._corrected, self._tally = table, corrected.astype(np.int32), tally.astype(np.int64)
         self._updates, self._batches = state["updates"], state["batches"]
-        self._tally = state["tally"].numpy().copy()
         self._churn, self._error = state["churn"], state["error"]
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        super()._check_state(state)
+        own_state(state, "a bag", ("table", "hasher", "corrected", "tally", "updates", "batches", "churn", "error"))
 
     def _config(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("bits", "bags", "random_share", "probe")}
@@ -245,7 +257,7 @@ class BagOfNegatives(Miner):
     @property
     def nbytes(self) -> int:
         """Bytes held for samples, classes and buckets: table, labels, class index."""
-        arrays = (value for value in vars(self).values() if isinstance(value, np.ndarray))
+        arrays = (self.classes, *self._classes, self._corrected, self._mark)
         return self.table.nbytes + sum(array.nbytes for array in arrays)
 
     def _draw_batch(self) -> Ids:
@@ -259,22 +271,24 @@ class BagOfNegatives(Miner):
 
     def draw_seeds(self, num_classes: int) -> Ids:
         """One sample each of ``num_classes`` classes, from the buckets of ``bags`` anchors and those near them."""
+        count = whole_number("num_classes", num_classes, 1, len(self.classes))
+        if self._sets == _STAMPS:
+            self._sets = 0
+            self._mark[:] = 0
         self._sets += 1
-        from_bags = round((1 - self.random_share) * num_classes)
+        shares = count, round((1 - self.random_share) * count)
+        chance = self._streams, self._rng
         return draw_seeds(
-            self.draw_anchors(self.bags), num_classes, from_bags, self._sets, self._mark,
-            self.class_of, *self.table.arrays, self._near, self._probed, self._streams,
-            self._first, self._count, self._order, self._cursor, self._rng, self._tally,
+            self.draw_anchors(self.bags), shares, self._sets, self._mark, self._probed, self.table.buckets,
+            self._classes, chance, self._tally,
         )  # fmt: skip
 
-    def draw_negatives(self, anchors: Ids) -> Ids:
+    def draw_negatives(self, anchors: ArrayLike) -> Ids:
         """A sample of each anchor's bag, or of the fall-backs: ``(n,)`` to ``(n,)``."""
-        drawn = draw_negatives(
-            anchors, self.class_of, *self.table.arrays, self._near, self._probed,
-            self._first, self._count, self._order, self._rng, self._tally,
-        )  # fmt: skip
+        ids = check_indices("anchors", anchors, self.num_samples)
+        drawn = draw_negatives(ids, self._probed, self.table.buckets, self._classes, self._rng, self._tally)
         if self.random_share:
-            drawn = np.where(self._rng.random(len(anchors)) < self.random_share, super().draw_negatives(anchors), drawn)
+            drawn = np.where(self._rng.random(len(ids)) < self.random_share, self.random_negatives(ids), drawn)
         return drawn
 
 

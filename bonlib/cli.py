@@ -1,14 +1,13 @@
-"""The command line: ``bonlib study|train|evaluate|embed|neighbours|data|bench``."""
+"""The command line: ``bonlib study|train|evaluate|embed|neighbours|data``."""
 
 import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-INTERRUPTED, WRONG = 130, 2  # exit statuses
+INTERRUPTED, WRONG, FAILED = 130, 2, 1  # exit statuses
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,26 +21,37 @@ def main(arguments: list[str] | None = None) -> int:
     options = argparse.Namespace(command="study") if given[:1] == ["study"] else _parser().parse_args(given)
     try:
         if options.command == "study":
-            from bonlib import study
+            from bonlib.study import sweeps
 
-            return study.main(given[1:])
+            return sweeps.main(given[1:])
         options.run(options)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, OSError) as error:
-        print(f"bonlib {options.command}: {error}", file=sys.stderr)
+    except RuntimeError as error:  # of torch: memory, or images that the encoder does not take
+        print(f"bonlib {options.command} failed: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        return FAILED
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"bonlib {options.command}: {_with_cure(error)}", file=sys.stderr)
         return WRONG
     except ModuleNotFoundError as error:
-        print(f"bonlib {options.command} needs {error.name}: pip install 'bonlib[study]'", file=sys.stderr)
+        cure = "" if "pip install" in str(error) else f" needs {error.name}: pip install 'bonlib[study]'"
+        print(f"bonlib {options.command}{cure or f': {error}'}", file=sys.stderr)
         return WRONG
     return 0
+
+
+def _with_cure(error: Exception) -> str:
+    """What the error says, in the words of the command line."""
+    return (
+        str(error).replace("give on_error='skip'", "give --skip-broken").replace("check_counts=False", "--any-counts")
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bonlib", description="Hard negative mining from hash buckets.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    commands.add_parser("study", help="sweeps, notebooks and report (in a checkout)", add_help=False)
+    commands.add_parser("study", help="sweeps, notebooks and docs (in a checkout)", add_help=False)
 
     train = _command(commands, "train", _train, "train an encoder, write its record and its weights")
     _data_arguments(train)
@@ -49,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--form", default="set", choices=("set", "triplet", "pair"))
     train.add_argument("--loss", default="", help="by default the usual one of the form")
     train.add_argument("--encoder", default="small", help="small, or a backbone of torchvision such as resnet50")
-    train.add_argument("--steps", type=int, default=1000, help="(default: %(default)s)")
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--steps", type=_at_least(1), default=1000, help="(default: %(default)s)")
+    train.add_argument("--seed", type=_at_least(0), default=0)
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
                        help="any other setting of a run, value as JSON, such as lr=0.0005")  # fmt: skip
@@ -60,23 +70,31 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _command(commands, "evaluate", _evaluate, "measure a trained encoder: R@1, MAP@R, or CMC and mAP")
     _data_arguments(evaluate, encoder=True)
 
-    embed = _command(commands, "embed", _embed, "write embeddings and labels")
+    embed = _command(commands, "embed", _embed, "write embeddings, labels and paths")
     _data_arguments(embed, encoder=True)
-    embed.add_argument("--output", type=Path, default=Path("embeddings.npy"), help=".npy (labels beside) or .parquet")
+    embed.add_argument("--output", type=Path, default=Path("embeddings.npy"),
+                       help=".parquet, or .npy with a table of its rows beside it")  # fmt: skip
 
-    neighbours = _command(commands, "neighbours", _neighbours, "draw nearest images, wrong ones crossed out")
+    neighbours = _command(commands, "neighbours", _neighbours, "plot nearest images, wrong ones crossed out")
     _data_arguments(neighbours, encoder=True)
-    neighbours.add_argument("--queries", type=int, default=8, help="rows (default: %(default)s)")
-    neighbours.add_argument("--k", type=int, default=10, help="images in a row (default: %(default)s)")
-    neighbours.add_argument("--seed", type=int, default=0)
+    neighbours.add_argument("--queries", type=_at_least(1), default=8, help="rows (default: %(default)s)")
+    neighbours.add_argument("--k", type=_at_least(1), default=10, help="images in a row (default: %(default)s)")
+    neighbours.add_argument("--seed", type=_at_least(0), default=0)
     neighbours.add_argument("--output", type=Path, default=Path("neighbours.png"), help=".png, .svg or .html")
 
     _command(commands, "data", _data, "list the data sets, and which are here")
-
-    bench = _command(commands, "bench", _bench, "measure what BoN costs on this machine, a minute")
-    bench.add_argument("--largest", type=int, default=1_000_000, help="most samples (default: %(default)s)")
-    bench.add_argument("--device", default="cpu", help="cpu or cuda")
     return parser
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """A type of argparse: a whole number from ``least`` on."""
+
+    def number(text: str) -> int:
+        if not text.lstrip("-").isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a whole number, at least {least}")
+        return int(text)
+
+    return number
 
 
 def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> argparse.ArgumentParser:
@@ -92,27 +110,49 @@ def _data_arguments(parser: argparse.ArgumentParser, *, encoder: bool = False) -
         parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dataset", default="glyphs", help="a name of `bonlib data` (default: %(default)s)")
     parser.add_argument("--root", help="where its files are")
+    parser.add_argument(
+        "--skip-broken", action="store_true", help="leave out images that cannot be read, and count them"
+    )
+    parser.add_argument("--any-counts", action="store_true", help="take a benchmark that is not as large as published")
+
+
+def _source(options: argparse.Namespace) -> dict[str, Any]:
+    """What the arguments say of the data set, as its options."""
+    source = {"root": options.root} if options.root else {}
+    source |= {"on_error": "skip"} if options.skip_broken else {}
+    return source | ({"check_counts": False} if options.any_counts else {})
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """All settings of a run, those of ``--set`` over the others; dictionaries are merged.
+
+    Raises:
+        ValueError: if a value is no JSON.
+    """
+    chosen = {name: getattr(options, name) for name in ("dataset", "miner", "form", "loss", "encoder", "steps", "seed")}
+    chosen |= {"device": options.device, "dataset_options": _source(options)}
+    for setting in options.settings:
+        name, _, value = setting.partition("=")
+        try:
+            given = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--set {setting}: {value!r} is no JSON; quote text as '{name}=\"text\"'.") from error
+        both = isinstance(given, dict) and isinstance(chosen.get(name), dict)
+        chosen[name] = chosen[name] | given if both else given
+    return chosen
 
 
 def _train(options: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
 
-    from bonlib.encoders import save_encoder
-    from bonlib.experiment import Config, Experiment, checkpoint_path
+    from bonlib.core.paths import check_writable
+    from bonlib.study.experiment import Experiment, checkpoint_path, make_config
+    from bonlib.training.encoders import save_encoder
 
-    known = {field.name for field in fields(Config)}
-    chosen = {name: getattr(options, name) for name in ("dataset", "miner", "form", "loss", "encoder", "steps", "seed")}
-    chosen |= {"device": options.device, "dataset_options": {"root": options.root} if options.root else {}}
-    for setting in options.settings:
-        name, _, value = setting.partition("=")
-        if name not in known:
-            raise ValueError(f"--set {setting}: no setting is called {name!r}; allowed are {', '.join(sorted(known))}.")
-        try:
-            chosen[name] = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"--set {setting}: {value!r} is no JSON; quote text as '{name}=\"text\"'.") from error
-    config = Config(**chosen)
+    config = make_config(_settings(options))
+    check_writable(options.output)
     checkpoint = checkpoint_path(config, options.sweep)
+    check_writable(checkpoint)
     experiment = Experiment(config, checkpoint)
     try:
         with tqdm(total=config.steps, desc=f"{config.miner} {config.form}s", unit="step") as bar:
@@ -126,24 +166,30 @@ def _train(options: argparse.Namespace) -> None:
         raise
     made = {"name": config.encoder, "dim": config.dim, "in_channels": experiment.train.channels}
     made |= {name: value for name, value in config.encoder_options.items() if name != "weights"}
-    images = {name: value for name, value in config.dataset_options.items() if name != "root"}
+    images = {name: value for name, value in config.dataset_options.items() if name not in ("root", "check_counts")}
     save_encoder(options.output, experiment.encoder, images=images, **made)
-    record = experiment.save(options.sweep)
-    print(f"weights: {options.output}\nrecord:  {record}")
+    print(f"weights: {options.output}")
+    try:
+        record = experiment.save(options.sweep)
+    except OSError as error:  # a file that broke since, or that is decoded only now
+        raise ValueError(
+            f"{error} The weights {options.output} are whole, the record is not written: the same command goes on from "
+            "the checkpoint and measures again."
+        ) from error
+    print(f"record:  {record}")
     _print_metrics(json.loads(record.read_text())["metrics"])
 
 
 def _loaded(options: argparse.Namespace) -> tuple[Any, Any]:
     from bonlib.datasets import load_dataset
-    from bonlib.encoders import load_encoder
+    from bonlib.training.encoders import load_encoder
 
     encoder, images = load_encoder(options.weights, device=options.device)
-    source = {"root": options.root} if options.root else {}
-    return encoder, load_dataset(options.dataset, options.split, **images, **source)
+    return encoder, load_dataset(options.dataset, options.split, **images | _source(options))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from bonlib.evaluation import evaluate
+    from bonlib.training.metrics import evaluate
 
     encoder, dataset = _loaded(options)
     print(dataset)
@@ -152,43 +198,47 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _embed(options: argparse.Namespace) -> None:
     import numpy as np
+    import pandas as pd
 
-    from bonlib.evaluation import embed
-    from bonlib.paths import write_atomically
+    from bonlib.core.paths import check_writable, write_atomically
+    from bonlib.training.embed import embed
 
     if options.output.suffix not in (".npy", ".parquet"):
         raise ValueError(f"--output is {options.output}; allowed are names that end in .npy or .parquet.")
+    check_writable(options.output)
     encoder, dataset = _loaded(options)
     found, labels = embed(encoder, dataset, device=options.device)
-    embeddings, names = found.cpu().numpy(), [dataset.class_names[label] for label in labels.tolist()]
+    embeddings = found.cpu().numpy()
+    rows = pd.DataFrame({"label": labels.numpy(), "class_name": [dataset.class_names[i] for i in labels.tolist()]})
+    if "path" in dataset.attributes:
+        rows["path"] = dataset.attributes["path"]
     if options.output.suffix == ".npy":
-        beside = options.output.with_suffix(".labels.npy")
+        beside = options.output.with_name(f"{options.output.stem}.rows.csv")
         write_atomically(options.output, lambda path: np.save(path, embeddings))
-        write_atomically(beside, lambda path: np.save(path, labels.numpy()))
-        print(f"embeddings {embeddings.shape}: {options.output}\nlabels: {beside}")
+        write_atomically(beside, lambda path: rows.to_csv(path, index_label="row"))
+        print(f"embeddings {embeddings.shape}: {options.output}\n{', '.join(rows.columns)} of each row: {beside}")
         return
-    import pandas as pd
-
-    table = pd.DataFrame(embeddings, columns=[f"e{i}" for i in range(embeddings.shape[1])])
-    table.insert(0, "label", labels.numpy())
-    table.insert(1, "class_name", names)
+    table = pd.concat([rows, pd.DataFrame(embeddings).rename(columns="e{}".format)], axis=1)
     write_atomically(options.output, lambda path: table.to_parquet(path))
-    print(f"embeddings {embeddings.shape}, label and class_name: {options.output}")
+    print(f"embeddings {embeddings.shape}, {', '.join(rows.columns)}: {options.output}")
 
 
 def _neighbours(options: argparse.Namespace) -> None:
     import base64
+    import io
 
     import numpy as np
     from matplotlib import pyplot as plt
 
-    from bonlib.analysis import nearest_images
-    from bonlib.evaluation import embed
-    from bonlib.paths import write_atomically
-    from bonlib.plots import retrievals
+    from bonlib.core.paths import check_writable, write_atomically
+    from bonlib.study.analysis import nearest_images
+    from bonlib.study.figures import retrievals
+    from bonlib.training.embed import embed
 
-    if options.output.suffix not in (".png", ".svg", ".html"):
+    kind = options.output.suffix.removeprefix(".")
+    if kind not in ("png", "svg", "html"):
         raise ValueError(f"--output is {options.output}; allowed are names that end in .png, .svg or .html.")
+    check_writable(options.output)
     encoder, dataset = _loaded(options)
     embeddings, labels = embed(encoder, dataset, device=options.device)
     queries = np.random.default_rng(options.seed).permutation(len(dataset))[: options.queries]
@@ -196,18 +246,20 @@ def _neighbours(options: argparse.Namespace) -> None:
     right = (labels[found] == labels[queries][:, None]).numpy()
     names = [dataset.class_names[label] for label in labels[queries].tolist()]
     figure = retrievals(dataset.pixels(queries), [dataset.pixels(ids) for ids in found], right, names)
-    picture = options.output.with_suffix(".png") if options.output.suffix == ".html" else options.output
-    write_atomically(picture, lambda path: figure.savefig(path, dpi=150))
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format="svg" if kind == "svg" else "png")
     plt.close(figure)
-    if options.output.suffix == ".html":
-        coded, share = base64.b64encode(picture.read_bytes()).decode(), right.mean()
-        picture.unlink()
-        text = f"{len(queries)} images and the {options.k} nearest to each, {share:.0%} right; wrong ones crossed out"
-        page = (
-            f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Nearest images</title><p>{text}</p>'
-            f'<img style="max-width:100%" alt="{text}" src="data:image/png;base64,{coded}"></html>'
-        )
-        write_atomically(options.output, lambda path: path.write_text(page, encoding="utf-8"))
+    content = picture.getvalue()
+    if kind == "html":
+        text = f"{len(queries)} images and the {found.shape[1]} nearest to each, {right.mean():.0%} right"
+        coded = base64.b64encode(content).decode()
+        content = (
+            f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Nearest images</title>'
+            f"<p>{text}; wrong ones are crossed out.</p>"
+            f'<img style="max-width:100%" alt="{text}" src="data:image/png;base64,{coded}">'
+            "</html>"
+        ).encode()
+    write_atomically(options.output, lambda path: path.write_bytes(content))
     print(f"nearest images: {options.output}")
 
 
@@ -218,23 +270,6 @@ def _data(options: argparse.Namespace) -> None:
 
     with pd.option_context("display.width", 200, "display.max_colwidth", 60, "display.max_columns", 20):
         print(list_datasets())
-
-
-def _bench(options: argparse.Namespace) -> None:
-    from tqdm.auto import tqdm
-
-    from bonlib import costs
-
-    sizes = [10**k for k in range(4, 10) if 10**k <= options.largest]
-    if not sizes:
-        raise ValueError(f"--largest is {options.largest}; give at least 10000.")
-    measured = {
-        "a batch of 128, drawn and moved in the table": lambda: costs.batch_costs(sizes, repeats=100),
-        "the hash's step beside its floor": lambda: costs.hash_costs((64, 512), (10, 24), device=options.device),
-        "BoN's share of a training step": lambda: costs.step_costs(["small"], device=options.device, repeats=20),
-    }
-    for title, measure in tqdm(measured.items()):
-        tqdm.write(f"\n{title}\n{measure().round(4).to_string(index=False)}")
 
 
 def _print_metrics(metrics: dict[str, float]) -> None:

@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from pytorch_metric_learning.losses import TripletMarginLoss
 
 from bonlib import BagOfNegatives, load_dataset
-from bonlib.distributed import RankMiner
-from bonlib.encoders import make_encoder
+from bonlib.core.distributed import RankMiner
+from bonlib.training.encoders import make_encoder
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 accelerator = Accelerator(cpu=not torch.cuda.is_available())

@@ -8,7 +8,7 @@ from pytorch_metric_learning.losses import TripletMarginLoss
 from torch.utils.data import DataLoader
 
 from bonlib import BagOfNegatives, Indexed, load_dataset
-from bonlib.encoders import make_encoder
+from bonlib.training.encoders import make_encoder
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 dataset = load_dataset("glyphs", "train")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from bonlib.bag import BagOfNegatives
-from bonlib.hashing import OnlineAutoencoder
+from bonlib.core.hashes import OnlineAutoencoder
+from bonlib.core.miner import Miner, RandomSampling
 from bonlib.miners import list_miners, make_miner
-from bonlib.sampling import Miner
 
 DIM = 8
 SIZES = {"set": 12, "triplet": 12, "pair": 12}
@@ -128,7 +128,6 @@ def filled(labels, codes, **options) -> BagOfNegatives:
     """A bag whose table holds given codes."""
     bag = make(labels, **options)
     bag.table.move(np.arange(len(labels)), codes)
-    bag._near[:] = near(*range(min(bag.bits, 6)))
     return bag
 
 
@@ -146,7 +145,7 @@ def test_drawn_negatives_are_uniform_over_the_bag(own):
 
 def test_random_negatives_are_uniform_over_all_other_classes():
     labels = np.array([0] * 50 + [1] * 3 + [2] * 7)
-    miner = Miner(np.random.default_rng(0).permutation(labels), DIM, form="triplet", batch_size=3)
+    miner = RandomSampling(np.random.default_rng(0).permutation(labels), DIM, form="triplet", batch_size=3)
     anchor = int(np.flatnonzero(miner.class_of == 0)[0])
     observed = np.bincount(miner.draw_negatives(np.full(20_000, anchor)), minlength=60)
     assert observed[miner.class_of == 0].sum() == 0
@@ -156,8 +155,7 @@ def test_random_negatives_are_uniform_over_all_other_classes():
 def test_an_empty_bag_falls_back_on_the_nearest_hyperplane_first():
     labels = np.array([0, 0, 1, 1, 2, 2])
     bag = filled(labels, [0b000, 0b000, 0b001, 0b001, 0b100, 0b100], form="triplet")
-    bag._near[0] = near(2, 1, 0)
-    bag._near[1] = near(1, 0, 2)
+    bag.table.move([0, 1], [0, 0], np.array([near(2, 1, 0), near(1, 0, 2)]))
     assert set(bag.draw_negatives(np.zeros(50, dtype=np.int64))) == {4, 5}
     assert set(bag.draw_negatives(np.ones(50, dtype=np.int64))) == {2, 3}
     assert bag.stats()["from_hamming1"] == 1
@@ -206,7 +204,7 @@ def test_one_pass_fills_the_table_and_every_sample_is_an_anchor_once():
 def test_sets_hold_harder_negatives_than_chance():
     labels = np.repeat(np.arange(200), 4)
     embeddings = clustered(labels)
-    bag, random = make(labels, bits=5), Miner(labels, DIM, batch_size=12)
+    bag, random = make(labels, bits=5), RandomSampling(labels, DIM, batch_size=12)
     train(bag, embeddings, passes=5)
 
     def spread(miner: Miner) -> float:
@@ -238,12 +236,12 @@ def test_index_tuples():
 
 def test_a_broken_off_pass_starts_anew_and_set_epoch_repeats():
     labels = np.repeat(np.arange(20), 5)
-    miner = Miner(labels, DIM, batch_size=12)
+    miner = RandomSampling(labels, DIM, batch_size=12)
     next(iter(miner))
     assert len(list(miner)) == len(miner) == 8
-    fresh = Miner(labels, DIM, batch_size=12, seed=0)
+    fresh = RandomSampling(labels, DIM, batch_size=12, seed=0)
     fresh.set_epoch(4)
-    again = Miner(labels, DIM, batch_size=12, seed=0)
+    again = RandomSampling(labels, DIM, batch_size=12, seed=0)
     again.set_epoch(4)
     assert list(fresh) == list(again)
 
@@ -336,7 +334,7 @@ def test_a_foreign_state_is_refused_and_changes_nothing():
         make(labels, bits=4),
         make(labels, "triplet"),
         make(labels[:-1]),
-        Miner(labels, DIM, batch_size=12),
+        RandomSampling(labels, DIM, batch_size=12),
     ):
         with pytest.raises(ValueError, match="state has"):
             bag.load_state_dict(foreign.state_dict())

@@ -10,11 +10,11 @@ from PIL import Image
 from scipy.io import savemat
 
 from bonlib import BagOfNegatives, evaluate, fit, list_datasets, load_dataset
-from bonlib.datasets import layout
-from bonlib.datasets.catalog import BENCHMARKS, PERSONS
-from bonlib.datasets.from_table import image_set
-from bonlib.encoders import make_encoder
-from bonlib.losses import make_loss
+from bonlib.datasets.benchmarks import layout
+from bonlib.datasets.benchmarks.catalog import BENCHMARKS, PERSONS
+from bonlib.datasets.tables import image_set, make_table
+from bonlib.training.encoders import make_encoder
+from bonlib.training.losses import make_loss
 
 
 def picture(path, seed=0):
@@ -229,7 +229,7 @@ def test_a_wrong_layout_says_what_was_expected_found_and_missing(benchmark, tmp_
 
 
 def test_published_counts_of_all_and_parts(folders):
-    table = layout.make_table([(Path(f"{i}.jpg"), str(i // 2), "train" if i < 6 else "test", -1) for i in range(10)])
+    table = make_table([(Path(f"{i}.jpg"), str(i // 2), "train" if i < 6 else "test", -1) for i in range(10)])
     layout.check_counts(table, {"train": (6, 3), "test": (4, 2)}, "x")
     layout.check_counts(table, {"all": (10, 5)}, "x")
     with pytest.raises(ValueError, match=r"x is not complete.*test: 4 images of 2 identities, published are 4 of 3"):

@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from bonlib.report import write_report
+from bonlib.study.report import write_report
 
 ROOT = Path(__file__).parent.parent
 SHOTS = ROOT / "build" / "screenshots"

@@ -9,8 +9,8 @@ import torch
 
 from bonlib import cli
 from bonlib.datasets.example import example_folder
-from bonlib.encoders import load_encoder
-from bonlib.evaluation import evaluate
+from bonlib.training.encoders import load_encoder
+from bonlib.training.metrics import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_wrong_input_is_named_and_ends_with_2(arguments, message, capsys, folder
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(folders, capsys, monkeypatch):
-    from bonlib.experiment import Experiment
+    from bonlib.study.experiment import Experiment
 
     whole = Experiment.__iter__
 
@@ -123,6 +123,6 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(folders, capsys, monkeypatch
 
 
 def test_the_study_needs_a_checkout(monkeypatch, capsys):
-    monkeypatch.setattr("bonlib.study.project_dir", lambda: None)
+    monkeypatch.setattr("bonlib.study.sweeps.project_dir", lambda: None)
     assert cli.main(["study", "--sweep", "quick"]) == 2
     assert "git clone" in capsys.readouterr().err

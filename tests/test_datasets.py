@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from bonlib import BagOfNegatives, list_datasets, load_dataset
-from bonlib.datasets.glyphs import Glyphs, default_fonts
+from bonlib.datasets.characters.glyphs import Glyphs, default_fonts
 
 FEW = {"fonts": [str(path) for path in default_fonts()[:8]], "characters": list(range(0x41, 0x250))}
 
@@ -73,7 +73,7 @@ def test_the_cache_is_used_and_a_damaged_one_is_drawn_anew(letters, folders, mon
         with pytest.warns(UserWarning, match="damaged .* made anew"):
             again = Glyphs("all", **options)
         assert torch.equal(again.images, letters.images)
-    monkeypatch.setattr("bonlib.datasets.glyphs._draw_all", None)  # would fail if it were drawn
+    monkeypatch.setattr("bonlib.datasets.characters.glyphs._draw_all", None)  # would fail if it were drawn
     assert torch.equal(Glyphs("all", **options).images, letters.images)
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]
 

@@ -14,11 +14,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from bonlib import BagOfNegatives
+from bonlib.core.distributed import LostRank, RankMiner, share_of
 from bonlib.datasets.images import ImageSet
-from bonlib.distributed import LostRank, RankMiner, share_of
-from bonlib.encoders import make_encoder
-from bonlib.losses import make_loss
-from bonlib.training import fit
+from bonlib.training.encoders import make_encoder
+from bonlib.training.loop import fit
+from bonlib.training.losses import make_loss
 
 LABELS = np.random.default_rng(0).integers(0, 60, 900)
 
@@ -182,7 +182,7 @@ def test_torchrun_trains_and_writes_one_record(folders):
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517", "-m"]
     subprocess.run(
-        [*command, "bonlib.experiment", json.dumps(settings), "two"],
+        [*command, "bonlib.study.experiment", json.dumps(settings), "two"],
         check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200,
     )  # fmt: skip
     (record,) = (folders / "results" / "two").glob("*.json")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bonlib.encoders import load_encoder, make_encoder, save_encoder
+from bonlib.training.encoders import load_encoder, make_encoder, save_encoder
 
 
 @pytest.mark.parametrize(("name", "channels"), [("small", 1), ("small", 3), ("resnet18", 3), ("mobilenet_v3_small", 3)])

@@ -6,10 +6,11 @@ import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score
 
-from bonlib.analysis import hash_everything, nearest_images, nearest_negatives, zero_loss_shares
 from bonlib.bag import BagOfNegatives
 from bonlib.datasets.images import ImageSet
-from bonlib.evaluation import bag_quality, embed, evaluate, query_gallery_metrics, retrieval_metrics
+from bonlib.study.analysis import bag_quality, hash_everything, nearest_images, nearest_negatives, zero_loss_shares
+from bonlib.training.embed import embed
+from bonlib.training.metrics import evaluate, query_gallery_metrics, retrieval_metrics
 
 
 def clusters(counts, seed=0, dim=6, noise=0.8):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from bonlib.experiment import Config, Experiment
-from bonlib.explorer import Explorer, Story, crowded_anchor, draw_view, look, over_time
-from bonlib.live import watch
+from bonlib.study.experiment import Config, Experiment
+from bonlib.study.explorer import Explorer, Story, crowded_anchor, draw_view, look, over_time
+from bonlib.study.live import watch
 
 SMALL = {"identities": 60, "batch_size": 40, "steps": 30, "evaluate_every": 15, "bits": 5}
 

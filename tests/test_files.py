@@ -8,11 +8,11 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from bonlib import BagOfNegatives, fit, load_dataset
-from bonlib.datasets import files, from_table
+from bonlib.datasets import files, tables
 from bonlib.datasets.files import BrokenImage, ImageFiles
 from bonlib.datasets.transforms import IMAGENET, fit_size, make_transform
-from bonlib.encoders import make_encoder
-from bonlib.losses import make_loss
+from bonlib.training.encoders import make_encoder
+from bonlib.training.losses import make_loss
 
 
 def save(path, value, shape=(20, 20)):
@@ -127,10 +127,10 @@ def test_a_table_of_paths(photos, suffix):
     ("rows", "message"),
     [
         ([{"path": "a.png"}], "missing: identity"),
-        ([{"path": "a.png", "identity": "a", "split": "dev"}], "has the split 'dev'; allowed are train"),
+        ([{"path": "a.png", "identity": "a", "split": "dev"}], "has the split 'dev' in data row 1; allowed are train"),
         ([{"path": "a.png", "identity": "a", "split": s} for s in ("train", "")], "no split in data row 2"),
         ([{"path": "a.png", "identity": ""}], "has no identity in data row 1"),
-        ([{"path": "a.png", "identity": "a", "camera": "left"}], "a camera that is no integer"),
+        ([{"path": "a.png", "identity": "a", "camera": "left"}], "has the camera 'left' in data row 1, which is no integer"),
     ],
 )
 def test_wrong_tables_are_refused(folders, rows, message):
@@ -152,11 +152,11 @@ def test_broken_images_are_named_or_left_out_and_counted(photos, in_memory):
     options = {"root": photos, "size": 16, "in_memory": in_memory}
     with pytest.raises(BrokenImage, match=r"thing 3/1.png cannot be read: .*on_error='skip'"):
         load_dataset("folder", "all", **options).batch(range(40))  # at once, or when they are asked for
-    with pytest.warns(UserWarning, match=r"5 of 40 images are left out; the first: .*thing 3/1.png"):
+    with pytest.warns(UserWarning, match=r"Left out: 5 \(broken\); of 40 images the first that is broken: .*thing 3/1.png"):
         data = load_dataset("folder", "all", on_error="skip", **options)
     assert len(data) == 35
     assert data.class_names == [f"thing {i}" for i in range(10) if i != 7]
-    assert data.source == {"benchmark": "folder", "left out": 5}
+    assert data.source == {"benchmark": "folder", "left out": {"broken": 5}}
     images, labels = data.batch(range(35))
     assert [data.class_names[label] for label in labels] == [p.split("/")[-2] for p in data.attributes["path"]]
     assert images.shape == (35, 3, 16, 16)
@@ -188,7 +188,7 @@ def test_the_cache_is_by_source_and_options(photos, monkeypatch):
     path = first.attributes["path"][0]
     Image.fromarray(np.full((20, 20, 3), 255, dtype=np.uint8)).save(path)  # another file of that name
     assert load_dataset("folder", "train", root=photos, size=16).images[0].unique().tolist() == [255]
-    monkeypatch.setattr(from_table, "_MOST_IN_MEMORY", 100)
+    monkeypatch.setattr(tables, "_MOST_IN_MEMORY", 100)
     assert isinstance(load_dataset("folder", "train", root=photos, size=16).images, ImageFiles)
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from bonlib.checks import check_embeddings
-from bonlib.drawing import read_codes
-from bonlib.hashers import ITQ, OnlinePCA, list_hashers, make_hasher
-from bonlib.hashing import OnlineAutoencoder, RandomHyperplanes, pack
+from bonlib.core.checks import check_embeddings
+from bonlib.core.hashes import ITQ, OnlineAutoencoder, OnlinePCA, RandomHyperplanes, list_hashers, make_hasher
+from bonlib.core.hashing import pack
+from bonlib.core.kernels import read_codes
 
 
 def gaussian(count: int, seed: int = 0, dim: int = 16) -> torch.Tensor:
@@ -107,17 +107,17 @@ def test_online_pca_is_scikit_learns_over_the_same_batches_and_forgets_old_ones(
     for seed in range(20):
         hasher.partial_fit(gaussian(64, seed))
         reference.partial_fit(gaussian(64, seed).double().numpy())
-    assert hasher.state_dict()["encoder"].T.numpy() == pytest.approx(reference.components_, abs=1e-5)
+    assert hasher.tensors["encoder"].T.numpy() == pytest.approx(reference.components_, abs=1e-5)
     for seed in range(400):  # another world: the strong directions are now the weak ones
         hasher.partial_fit(gaussian(64, seed).flip(1))
-    assert hasher.state_dict()["encoder"][-4:].norm() > 0.95 * hasher.state_dict()["encoder"].norm()
+    assert hasher.tensors["encoder"][-4:].norm() > 0.95 * hasher.tensors["encoder"].norm()
 
 
 def test_online_pca_takes_batches_smaller_than_the_code():
     hasher = OnlinePCA(16, 8)
     for i in range(30):
         hasher.partial_fit(gaussian(200)[5 * i : 5 * i + 5])
-    assert hasher.state_dict()["seen"] == 150
+    assert hasher.tensors["seen"] == 150
 
 
 def test_itq_loses_less_by_the_signs_than_principal_components():
@@ -211,16 +211,15 @@ def test_bad_embeddings_are_refused_and_change_nothing(embeddings, message):
     before = copy.deepcopy(hasher.state_dict())
     with pytest.raises(ValueError, match=message):
         hasher.partial_fit(embeddings)
-    for name, value in hasher.state_dict().items():
-        assert torch.equal(value, before[name]) if isinstance(value, torch.Tensor) else value == before[name]
+    assert str(hasher.state_dict()) == str(before)
 
 
 def test_the_autoencoder_learns_as_torchs_own_layers_autograd_and_adam_do():
     hasher = OnlineAutoencoder(16, 4, lr=0.01)
-    encoder, decoder, bias = (part.clone().requires_grad_() for part in hasher._split(hasher._weights))
+    encoder, decoder, bias = (part.clone().requires_grad_() for part in hasher.split(hasher.tensors["weights"]))
     optimizer = torch.optim.Adam([encoder, decoder, bias], lr=0.01)
     for seed in range(50):
-        rows = gaussian(32, seed)
+        rows = gaussian(32, seed) / 10  # about as long as one, so that they are taken as they are
         error = (rows @ encoder @ decoder + bias - rows).square().mean()
         optimizer.zero_grad()
         error.backward()

@@ -13,7 +13,7 @@ RUN = """
 import hashlib, sys, torch
 from bonlib import BagOfNegatives, fit
 from bonlib.datasets.images import ImageSet
-from bonlib.losses import make_loss
+from bonlib.training.losses import make_loss
 
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 import torch
 
-from bonlib import live
-from bonlib.datasets.glyphs import default_fonts
-from bonlib.experiment import Config, Experiment, checkpoint_path
-from bonlib.plots import training_curves
-from bonlib.runs import mean_curve, save_run
+from bonlib.datasets.characters.glyphs import default_fonts
+from bonlib.study import live
+from bonlib.study.figures import training_curves
+from bonlib.study.experiment import Config, Experiment, checkpoint_path
+from bonlib.study.records import mean_curve, save_run
 
 FEW = {"fonts": [str(path) for path in default_fonts()[:8]], "characters": list(range(0x41, 0x250))}
 SMALL = {

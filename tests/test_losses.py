@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bonlib.bag import BagOfNegatives
-from bonlib.losses import active_share, list_losses, make_loss
+from bonlib.training.losses import active_share, list_losses, make_loss
 
 NEEDED = {"dim": 8, "num_classes": 10, "margins": lambda anchors, negatives: torch.full(anchors.shape, 0.1)}
 

@@ -6,9 +6,9 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.cluster import KMeans
 
-from bonlib.losses import HierarchicalTripletLoss, make_loss
 from bonlib.miners import list_miners, make_miner
-from bonlib.miners.refreshing import Refreshing
+from bonlib.miners.base import Refreshing
+from bonlib.training.losses import HierarchicalTripletLoss, make_loss
 
 DIM = 8
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(40) * 2 + 7, 5))  # 200 points, labels with gaps
@@ -193,10 +193,10 @@ def test_a_refreshed_bag_has_no_stale_code_after_a_look_and_is_corrected_like_bo
     miner = make("refreshed-bag", bits=3)
     miner.update(np.arange(200), points(1))
     miner.refresh(lambda ids: points()[torch.from_numpy(ids)])
-    assert miner.table.codes(np.arange(200)).tolist() == miner.hasher.encode(points()).tolist()
+    assert miner.bag.table.codes(np.arange(200)).tolist() == miner.bag.hasher.encode(points()).tolist()
     assert miner.stats()["filled"] == miner.stats()["looks"] == 1
     miner.update([5, 6], points(2)[[5, 6]])
-    assert miner.table.codes([5, 6]).tolist() == miner.hasher.encode(points(2)[[5, 6]]).tolist()
+    assert miner.bag.table.codes([5, 6]).tolist() == miner.bag.hasher.encode(points(2)[[5, 6]]).tolist()
 
 
 @pytest.mark.parametrize("name", LOOKING)

@@ -7,8 +7,8 @@ import papermill
 import pytest
 from PIL import Image
 
+from bonlib.core.paths import project_dir
 from bonlib.datasets.example import example_folder
-from bonlib.paths import project_dir
 
 
 def test_training_runs_on_any_folder_of_images(folders, tmp_path):

@@ -73,7 +73,7 @@ def test_imports_run_one_way(path):
         assert below, f"{module} imports {other}"
 
 
-@pytest.mark.parametrize("name", ["plots.py", "run_plots.py"])
+@pytest.mark.parametrize("name", ["figures.py", "figures.py"])
 def test_plots_take_data_and_never_a_trainer(name):
     assert imported(ROOT / "bonlib" / name) <= {"stats", "style"}
 
@@ -188,8 +188,8 @@ def readme_table(section: str) -> dict[str, list[str]]:
 
 
 def test_the_data_sets_in_the_readme_are_what_the_records_say():
-    from bonlib.runs import load_runs
-    from bonlib.stats import leads_by
+    from bonlib.study.records import load_runs
+    from bonlib.study.statistics import leads_by
 
     runs = load_runs("datasets").query("error.isna()")
     recall, map_at_r = leads_by(runs, "dataset"), leads_by(runs, "dataset", "metrics.map@r")
@@ -210,8 +210,8 @@ def test_the_data_sets_in_the_readme_are_what_the_records_say():
 
 
 def test_the_field_in_the_readme_is_what_the_records_say():
-    from bonlib.runs import load_runs
-    from bonlib.stats import against, mean_interval
+    from bonlib.study.records import load_runs
+    from bonlib.study.statistics import against, mean_interval
 
     field = load_runs("rivals").query("error.isna()")
     leads = against(field, "metrics.recall@1", "BoN sets + batch-hard")
@@ -226,7 +226,7 @@ def test_the_field_in_the_readme_is_what_the_records_say():
 
 
 def test_the_costs_in_the_readme_are_what_the_records_say():
-    from bonlib.runs import load_bench
+    from bonlib.study.records import load_bench
 
     batches, samplers, hashing, steps, evaluation = (
         load_bench(f"{name}_cpu") for name in ("batches", "samplers", "hashing", "steps", "evaluation")

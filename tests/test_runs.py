@@ -8,11 +8,19 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from bonlib.datasets.glyphs import default_fonts
-from bonlib.experiment import Config, Experiment
-from bonlib.paths import write_atomically
-from bonlib.runs import config_key, find_run, load_history, load_runs, save_run
-from bonlib.stats import against, gains, leads_by, mean_interval, paired_difference, summary, time_to_accuracy
+from bonlib.core.paths import write_atomically
+from bonlib.datasets.characters.glyphs import default_fonts
+from bonlib.study.experiment import Config, Experiment
+from bonlib.study.records import config_key, find_run, load_history, load_runs, save_run
+from bonlib.study.statistics import (
+    against,
+    gains,
+    leads_by,
+    mean_interval,
+    paired_difference,
+    summary,
+    time_to_accuracy,
+)
 
 FEW = {"fonts": [str(path) for path in default_fonts()[:8]], "characters": list(range(0x41, 0x250))}
 

@@ -5,8 +5,8 @@ import pytest
 from fontTools.ttLib import TTFont
 
 from bonlib import load_dataset
-from bonlib.datasets import scripts
-from bonlib.datasets.glyphs import default_fonts
+from bonlib.datasets.characters import scripts
+from bonlib.datasets.characters.glyphs import default_fonts
 
 GREEK = range(0x3B1, 0x3C9)
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bonlib.bag import BagOfNegatives
-from bonlib.sampling import Miner, _checked_labels
-from bonlib.streams import grouped, new_streams, next_anchors, permuted
+from bonlib.core.kernels import grouped, new_streams, next_anchors
+from bonlib.core.miner import RandomSampling, _checked_labels
+from bonlib.core.permutation import permuted
 
 
 @settings(deadline=None, max_examples=60)
@@ -58,14 +59,14 @@ def test_labels_are_numbered_as_numpy_unique_does(values, dense):
     expected, inverse = np.unique(labels, return_inverse=True)
     assert classes.tolist() == expected.tolist()
     assert class_of.tolist() == inverse.tolist()
-    order, first, count = grouped(class_of, len(classes))
+    _, first, count, order, _ = grouped(class_of, len(classes))
     assert order.tolist() == np.argsort(class_of, kind="stable").tolist()
     assert count.tolist() == np.bincount(class_of).tolist()
     assert [labels[order[i]] for i in first] == expected.tolist()
 
 
 def test_labels_of_the_smallest_integers_do_not_overflow():
-    miner = Miner(np.array([-128, 127, 127, -128, 5], dtype=np.int8), 4, batch_size=4, per_class=2)
+    miner = RandomSampling(np.array([-128, 127, 127, -128, 5], dtype=np.int8), 4, batch_size=4, per_class=2)
     assert miner.class_of.tolist() == [0, 2, 2, 0, 1]
     assert miner.classes.tolist() == [-128, 5, 127]
 

@@ -13,17 +13,17 @@ import yaml
 from PIL import Image
 from tqdm.auto import tqdm
 
-from bonlib import study
-from bonlib.paths import project_dir
-from bonlib.report import write_report
-from bonlib.runs import find_run, load_runs, save_run
+from bonlib.core.paths import project_dir
+from bonlib.study import sweeps
+from bonlib.study.records import find_run, load_runs, save_run
+from bonlib.study.report import write_report
 
 SWEEPS = sorted((project_dir() / "notebooks" / "sweeps").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
 def test_sweeps_differ_within_a_seed_in_the_method_alone(file):
-    configs = study.read_sweep(file)
+    configs = sweeps.read_sweep(file)
     assert len(configs) >= 4
     assert all(c.name for c in configs) or not any(c.name for c in configs)
     rows = {(c.dataset, c.identities, c.steps) for c in configs}
@@ -35,11 +35,11 @@ def test_sweeps_differ_within_a_seed_in_the_method_alone(file):
 
 
 def test_the_rivals_are_the_trials_that_did_best_on_validation_classes():
-    content = yaml.safe_load(study._sweep_file("rivals").read_text())
-    best = {trial["name"]: trial for trial in study.best_trials("tune")}
+    content = yaml.safe_load(sweeps._sweep_file("rivals").read_text())
+    best = {trial["name"]: trial for trial in sweeps.best_trials("tune")}
     left_out = {"random sets + lifted structure", "BoN sets + multi-similarity"}  # the file says why
     assert {method["name"]: method for method in content["methods"]} == {k: best[k] for k in best if k not in left_out}
-    trials = study.read_sweep(study._sweep_file("tune"))
+    trials = sweeps.read_sweep(sweeps._sweep_file("tune"))
     assert set(Counter(c.name for c in trials).values()) == {3}  # the same number for each
     assert not any(c.test for c in trials)
     assert not {c.seed for c in trials} & set(content["seeds"])
@@ -48,14 +48,14 @@ def test_the_rivals_are_the_trials_that_did_best_on_validation_classes():
 def test_best_trials_are_chosen_by_validation_recall(folders, tmp_path, monkeypatch):
     text = "seeds: [9]\nmethods: [{name: a, lr: 0.1}, {name: a, lr: 0.2}, {name: b, lr: 0.1}, {name: a, lr: 0.3}]\n"
     (tmp_path / "t.yaml").write_text(text)
-    monkeypatch.setattr(study, "_sweep_file", lambda sweep: tmp_path / f"{sweep}.yaml")
-    configs = study.read_sweep(tmp_path / "t.yaml")
+    monkeypatch.setattr(sweeps, "_sweep_file", lambda sweep: tmp_path / f"{sweep}.yaml")
+    configs = sweeps.read_sweep(tmp_path / "t.yaml")
     for config, score in zip(configs[:3], (0.2, 0.6, 0.1), strict=True):
         save_run(asdict(config), "t", history=[{"step": 1, "recall@1": 0.9}, {"step": 2, "recall@1": score}])
     with pytest.raises(ValueError, match=r"'lr': 0.3.* has no record"):
-        study.best_trials("t")
+        sweeps.best_trials("t")
     save_run(asdict(configs[3]), "t", history=[{"step": 2, "recall@1": 0.3}])
-    assert study.best_trials("t") == [{"name": "a", "lr": 0.2}, {"name": "b", "lr": 0.1}]
+    assert sweeps.best_trials("t") == [{"name": "a", "lr": 0.2}, {"name": "b", "lr": 0.1}]
 
 
 @pytest.mark.parametrize(
@@ -64,41 +64,41 @@ def test_best_trials_are_chosen_by_validation_recall(folders, tmp_path, monkeypa
 def test_a_wrong_sweep_is_refused(tmp_path, text, message):
     (tmp_path / "s.yaml").write_text(f"seeds: [0]\n{text}\n")
     with pytest.raises(ValueError, match=message):
-        study.read_sweep(tmp_path / "s.yaml")
+        sweeps.read_sweep(tmp_path / "s.yaml")
 
 
 def test_finished_runs_are_skipped_and_failed_ones_are_not(folders):
-    configs = study.read_sweep(SWEEPS[0])
+    configs = sweeps.read_sweep(SWEEPS[0])
     save_run(asdict(configs[0]), "trial", metrics={})
     save_run(asdict(configs[1]), "trial", error="boom")
-    names = [task.config for task in study.run_tasks(configs, "trial", notebooks=False)]
+    names = [task.config for task in sweeps.run_tasks(configs, "trial", notebooks=False)]
     assert names == [asdict(config) for config in configs[1:]]
 
 
 def test_a_failed_run_is_recorded_with_its_error_and_the_others_go_on(folders):
-    good = study.Task("good", [sys.executable, "-c", "pass"], 1, {"miner": "bag", "seed": 0}, "trial")
-    bad = study.Task(
+    good = sweeps.Task("good", [sys.executable, "-c", "pass"], 1, {"miner": "bag", "seed": 0}, "trial")
+    bad = sweeps.Task(
         "bad", [sys.executable, "-c", "raise SystemExit('no such font')"], 1, {"miner": "bag", "seed": 1}, "trial"
     )
     with tqdm(total=2, disable=True) as bar:
-        assert study.execute([bad, good], jobs=2, bar=bar, threads=1) == ["bad"]
+        assert sweeps.execute([bad, good], jobs=2, bar=bar, threads=1) == ["bad"]
     assert load_runs("trial")["error"].tolist() == ["no such font"]
     assert find_run({"miner": "bag", "seed": 1}, "trial") is None
 
 
 def test_runs_execute_without_notebooks(folders):
     (config,) = [
-        c for c in study.read_sweep(study._sweep_file("main")) if c.miner == "bag" and c.form == "set" and c.seed == 0
+        c for c in sweeps.read_sweep(sweeps._sweep_file("main")) if c.miner == "bag" and c.form == "set" and c.seed == 0
     ][:1]
-    (task,) = study.run_tasks([config], "trial", notebooks=False)
-    assert task.command[:3] == [sys.executable, "-m", "bonlib.experiment"]
+    (task,) = sweeps.run_tasks([config], "trial", notebooks=False)
+    assert task.command[:3] == [sys.executable, "-m", "bonlib.study.experiment"]
 
 
 def test_unknown_parameters_are_an_error():
     notebook = project_dir() / "notebooks" / "04_training.ipynb"
-    study.check_parameters(notebook, ["miner", "form", "steps", "bits", "device"])
+    sweeps.check_parameters(notebook, ["miner", "form", "steps", "bits", "device"])
     with pytest.raises(ValueError, match=r"has no parameter .'minor'"):
-        study.check_parameters(notebook, ["minor"])
+        sweeps.check_parameters(notebook, ["minor"])
 
 
 def test_the_report_reads_offline_and_its_links_lead_to_pages(tmp_path):
@@ -118,45 +118,48 @@ def test_the_report_reads_offline_and_its_links_lead_to_pages(tmp_path):
 
 
 def test_the_command_line_explains_itself():
-    done = subprocess.run([sys.executable, "-m", "bonlib.study", "--help"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "bonlib.study.sweeps", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "--preset" in done.stdout
 
 
 def test_a_sweep_on_another_data_set_changes_nothing_else(tmp_path):
-    configs = study.read_sweep(study._sweep_file("quick"))
-    changed = study.on_dataset(configs, "folder", str(tmp_path))
+    configs = sweeps.read_sweep(sweeps._sweep_file("quick"))
+    changed = sweeps.on_dataset(configs, "folder", str(tmp_path))
     assert len(changed) == len(configs)
     for before, after in zip(configs, changed, strict=True):
         expected = asdict(before) | {"dataset": "folder", "dataset_options": {"root": str(tmp_path)}}
         assert asdict(after) == expected
-    hangul = study.read_sweep(study._sweep_file("datasets"))
-    assert len(study.on_dataset(hangul, "glyphs")) == len(
+    hangul = sweeps.read_sweep(sweeps._sweep_file("datasets"))
+    assert len(sweeps.on_dataset(hangul, "glyphs")) == len(
         {(c.miner, c.steps, c.evaluate_every, c.seed) for c in hangul}
     )
 
 
 def test_pages_take_the_data_set_by_parameters_that_they_have(tmp_path):
-    for parameters in (study.page_parameters("quick"), study.page_parameters("quick_folder", "folder", str(tmp_path))):
+    for parameters in (
+        sweeps.page_parameters("quick"),
+        sweeps.page_parameters("quick_folder", "folder", str(tmp_path)),
+    ):
         for name, values in parameters.items():
-            study.check_parameters(project_dir() / "notebooks" / f"{name}.ipynb", values)
-    assert study.page_parameters("x", "folder", str(tmp_path))["03_buckets"]["root"] == str(tmp_path)
+            sweeps.check_parameters(project_dir() / "notebooks" / f"{name}.ipynb", values)
+    assert sweeps.page_parameters("x", "folder", str(tmp_path))["03_buckets"]["root"] == str(tmp_path)
 
 
 def test_data_that_are_not_there_end_the_study_before_it_begins(folders, capsys):
     arguments = ["--sweep", "quick", "--no-notebooks", "--dataset", "folder", "--root", str(folders / "nowhere")]
-    assert study.main(arguments) == 2
+    assert sweeps.main(arguments) == 2
     assert "nowhere" in capsys.readouterr().err
     assert not list(folders.glob("results/*/*.json"))
 
 
 def test_hangul_runs_take_the_trials_that_did_best_on_its_validation_classes():
-    best = {trial["miner"]: trial for trial in study.best_trials("tune_hangul")}
-    trials = study.read_sweep(study._sweep_file("tune_hangul"))
+    best = {trial["miner"]: trial for trial in sweeps.best_trials("tune_hangul")}
+    trials = sweeps.read_sweep(sweeps._sweep_file("tune_hangul"))
     assert set(Counter(c.name for c in trials).values()) == {4}
     assert not any(c.test for c in trials)
     for sweep in ("datasets", "identities"):
-        configs = [c for c in study.read_sweep(study._sweep_file(sweep)) if c.dataset == "hangul"]
+        configs = [c for c in sweeps.read_sweep(sweeps._sweep_file(sweep)) if c.dataset == "hangul"]
         assert not {c.seed for c in configs} & {c.seed for c in trials}
         for config in configs:
             chosen = {name: getattr(config, name) for name in best[config.miner] if name != "name"}

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from bonlib.core.miner import RandomSampling
 from bonlib.datasets.images import ImageSet
-from bonlib.losses import make_loss
 from bonlib.miners import list_miners, make_miner
-from bonlib.sampling import Miner
-from bonlib.training import CollapseWarning, fit
+from bonlib.training.loop import CollapseWarning, fit
+from bonlib.training.losses import make_loss
 
 
 def toy(seed: int, classes: int = 40) -> ImageSet:
@@ -186,7 +186,7 @@ def test_a_dataset_with_a_loader_trains_alike(workers):
     results = []
     for dataset in (data, Rows(data)):
         net = encoder(dropout=0)
-        miner = Miner(data.labels, 8, batch_size=12, seed=1)
+        miner = RandomSampling(data.labels, 8, batch_size=12, seed=1)
         results.append([s.loss for s in fit(net, dataset, miner, make_loss("batch-hard"), steps=30, workers=workers)])
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 

@@ -1,15 +1,18 @@
 """Data sets by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bonlib.datasets.catalog import BENCHMARKS, PERSONS, combined_persons, load_files
-from bonlib.datasets.glyphs import Glyphs
+from bonlib.core.checks import known_options, needs_extra
+from bonlib.core.paths import data_dir
+from bonlib.datasets.benchmarks.catalog import BENCHMARKS, PERSONS, combined_persons, files_fingerprint, load_files
+from bonlib.datasets.characters.glyphs import Glyphs
+from bonlib.datasets.characters.omniglot import find_sets, omniglot
+from bonlib.datasets.characters.scripts import HANGUL, IDEOGRAPHS, cjk, find_faces, hangul
+from bonlib.datasets.files import file_tail
 from bonlib.datasets.images import ImageSet
-from bonlib.datasets.omniglot import find_sets, omniglot
-from bonlib.datasets.scripts import HANGUL, IDEOGRAPHS, cjk, find_faces, hangul
-from bonlib.paths import data_dir
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,23 +33,59 @@ def load_dataset(name: str, split: str, **options: Any) -> ImageSet:
     Args:
         name: one of the names in :func:`list_datasets`.
         split: ``"train"``, ``"validation"``, ``"test"`` or ``"all"``; identities of different splits are disjoint.
-        **options: of the data set: ``draws``, ``fonts`` … of :class:`~bonlib.datasets.glyphs.Glyphs`, ``root`` and
-            those of :func:`~bonlib.datasets.from_table.image_set` for sets in files.
+        **options: of the data set: ``draws``, ``fonts`` … of :class:`~bonlib.datasets.characters.glyphs.Glyphs`,
+            ``root`` and those of :func:`~bonlib.datasets.tables.image_set` for sets in files.
 
     Raises:
-        ValueError: if the name is not known.
+        ValueError: if the name or an option is not known.
+        ModuleNotFoundError: if a package is missing; the message says how to install it.
         FileNotFoundError: if the files or fonts are not there; the message says how to get them.
     """
     if name not in _DATASETS:
         raise ValueError(f"name is {name!r}; allowed are {', '.join(map(repr, _DATASETS))}.")
-    return _DATASETS[name](split, **options)
+    with needs_extra(f"load_dataset({name!r})"), known_options(f"dataset {name!r}"):
+        return _DATASETS[name](split, **options)
+
+
+def content_key(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a data set with fingerprints of files in the place of their paths.
+
+    ``photos``, ``./photos`` and a copy of it elsewhere are then one set; another folder of that name is another.
+
+    Args:
+        name: of the data set.
+        options: as :func:`load_dataset` takes them.
+
+    Raises:
+        FileNotFoundError: if the files are not there.
+    """
+    key = dict(options)
+    if key.get("fonts") is not None:
+        key["fonts"] = [file_tail(str(Path(font).expanduser())) for font in key["fonts"]]
+    root, parts = key.pop("root", None), key.pop("parts", None)
+    if root is None and parts is None:
+        return key
+    folder = data_dir() if root is None else Path(root).expanduser()
+    seed = {"seed": key["seed"]} if "seed" in key else {}
+    if name in BENCHMARKS:
+        key["content"] = files_fingerprint(name, root=folder, **seed)
+    elif name == "combined-persons":
+        names = [part for part in PERSONS if (folder / part).is_dir()] if parts is None else list(parts)
+        roots = parts if isinstance(parts, Mapping) else {part: folder / part for part in names}
+        key["content"] = {part: files_fingerprint(part, root=roots[part], **seed) for part in names}
+    else:
+        files = [
+            file for found in find_sets(folder) for file in ([found] if found.is_file() else sorted(found.rglob("*")))
+        ]
+        key["content"] = [[file.name, file_tail(str(file))] for file in files if file.is_file()]
+    return key
 
 
 def list_datasets() -> "pd.DataFrame":
     """Every data set by name: ``what`` it is, ``identities``, ``images``, ``licence``, how to ``get`` it, ``here``.
 
     ``here`` tells whether it can be loaded now: drawn from fonts, or from its default folder below
-    :func:`~bonlib.paths.data_dir`, which is looked for, not read. Sizes of drawn sets depend on the fonts.
+    :func:`~bonlib.core.paths.data_dir`, which is looked for, not read. Sizes of drawn sets depend on the fonts.
     """
     import pandas as pd
 

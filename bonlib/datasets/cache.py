@@ -2,15 +2,25 @@
 
 import hashlib
 import json
+import os
 import warnings
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bonlib.paths import data_dir, write_atomically
+from bonlib.core.paths import data_dir, write_atomically
+
+_warned = False  # once a process is enough
+
+
+def cache_file(name: str, options: Any) -> Path:
+    """The file of arrays that these options make, whether it is there or not."""
+    key = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:16]
+    return data_dir() / name / f"{key}.npz"
 
 
 def cached_arrays(name: str, options: Any, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
@@ -19,18 +29,32 @@ def cached_arrays(name: str, options: Any, make: Callable[[], dict[str, NDArray[
     The file's checksums tell whether it is whole; a damaged one is made anew, with a warning.
 
     Args:
-        name: folder of the file, below :func:`~bonlib.paths.data_dir`.
+        name: folder of the file, below :func:`~bonlib.core.paths.data_dir`.
         options: all that decides what is made, sources included, as JSON can hold it.
         make: returns arrays by name.
     """
-    key = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:16]
-    file = data_dir() / name / f"{key}.npz"
-    if file.exists():
+    file = cache_file(name, options)
+    if os.access(file, os.R_OK):
         try:
             with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
                 return {part: stored[part] for part in stored.files}
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
             warnings.warn(f"The cache {file} is damaged ({error}); it is made anew.", stacklevel=4)
     arrays = make()
-    write_atomically(file, lambda temporary: np.savez(temporary, **arrays))  # pyright: ignore[reportArgumentType]
+    write_cache(file, arrays)
     return arrays
+
+
+def write_cache(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Keep arrays in a file; where it cannot be written all goes on without, with one warning."""
+    global _warned
+    try:
+        write_atomically(file, lambda temporary: np.savez(temporary, **arrays))  # pyright: ignore[reportArgumentType]
+    except OSError as error:
+        if not _warned:
+            _warned = True
+            warnings.warn(
+                f"Nothing can be kept below {data_dir()} ({error.strerror}), so data are made anew each time; "
+                "set BONLIB_DATA to a folder that can be written.",
+                stacklevel=2,
+            )

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
-from bonlib.datasets.glyphs import Glyphs
-from bonlib.paths import data_dir
+from bonlib.core.paths import data_dir
+from bonlib.datasets.characters.glyphs import Glyphs
 
 
 def example_folder(root: str | Path | None = None, *, identities: int = 150, seed: int = 0) -> Path:
     """Write characters as a folder of colour images, ``<identity>/<image>.png``, ink and paper in random colours.
 
     Args:
-        root: where to; by default ``example/`` below :func:`~bonlib.paths.data_dir`. A folder that is there stays as it
-            is.
+        root: where to; by default ``example/`` below :func:`~bonlib.core.paths.data_dir`. A folder that is there stays
+            as it is.
         identities: how many characters.
         seed: of the choice of characters and colours.
 

@@ -1,8 +1,12 @@
 """Images in files, decoded when they are asked for."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +15,52 @@ from torch import Tensor
 
 from bonlib.datasets.transforms import fit_size
 
+_NAMED_ONLY = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow knows by name and does not decode
+_SYSTEM = {"thumbs.db", "desktop.ini", "icon\r"}  # files that Windows and macOS put into folders
+_TAIL = 1024  # bytes at the end of a file that stand for its content
+
 
 class BrokenImage(OSError):
     """An image file that cannot be read to its end."""
 
 
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of the formats that Pillow can open, in lower case."""
+    from PIL import Image
+
+    known = Image.registered_extensions().items()  # first, for it fills Image.OPEN
+    return frozenset(suffix for suffix, name in known if name in Image.OPEN and name not in _NAMED_ONLY)
+
+
+def why_no_image(path: Path) -> str | None:
+    """Why a file is left out of a set of images, or ``None`` where it is one by its name."""
+    if path.name.startswith("."):
+        return "hidden"
+    if path.name.lower() in _SYSTEM:
+        return "of the system"
+    if path.is_symlink() and not path.exists():
+        return "broken link"
+    if not path.is_file():
+        return "no file"
+    suffix = path.suffix.lower()
+    return None if suffix in image_suffixes() else f"suffix {suffix or 'missing'}"
+
+
+def file_tail(path: str) -> str:
+    """Size and last bytes of a file as a short text: what stands for its content, wherever it lies."""
+    with Path(path).open("rb") as opened:
+        size = opened.seek(0, os.SEEK_END)
+        opened.seek(max(size - _TAIL, 0))
+        return f"{size}-{hashlib.sha256(opened.read()).hexdigest()[:16]}"
+
+
 class ImageFiles:
     """Image files as if they were one uint8 tensor; each is decoded when it is asked for.
+
+    Eight bits a channel come out, by these rules: 16-bit grey is scaled by the range of its format (65,535 is white);
+    transparent pixels are laid on white; 32-bit and floating point pixels, whose range a file does not tell, are
+    refused.
 
     Args:
         paths: of the images, in any format that Pillow reads.
@@ -90,8 +133,33 @@ class ImageFiles:
 
         try:
             with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image)
+                upright = _eight_bits(ImageOps.exif_transpose(image))
                 pixels = pil_to_tensor(upright.convert("RGB" if self.color else "L"))  # (channels, height, width)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, KeyError, TypeError, Image.DecompressionBombError) as error:
             raise BrokenImage(f"{path} cannot be read: {error}. Replace it, or give on_error='skip'.") from error
         return self._fit(pixels)
+
+
+def _eight_bits(image: Any) -> Any:
+    """The image in a mode that Pillow converts to grey or colour without loss of range.
+
+    Raises:
+        ValueError: if its range is not known.
+    """
+    from PIL import Image
+
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):  # older Pillows give 16-bit PNGs as I
+        values = np.asarray(image).astype(np.int64)
+        clear = image.info.get("transparency")
+        grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        if isinstance(clear, int):
+            grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+        image = grey
+    elif mode in ("I", "F"):
+        kind = "32-bit integers" if mode == "I" else "floating point numbers"
+        raise ValueError(f"its pixels are {kind}, whose range the file does not tell; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        pixels = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels)
+    return image

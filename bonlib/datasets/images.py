@@ -1,7 +1,9 @@
 """A dataset of labelled images, in memory or in files."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bonlib.datasets.files import ImageFiles
+from bonlib.datasets.files import ImageFiles, file_tail
 
 
 @dataclass
@@ -24,7 +26,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         labels: ``(num_samples,)`` int64, ``0 .. num_classes - 1``.
         class_names: name of each class.
         attributes: what else is known of each sample, arrays of ``(num_samples,)`` by name. Of these ``query`` and
-            ``camera`` decide how a benchmark is evaluated, see :func:`~bonlib.evaluation.evaluate`.
+            ``camera`` decide how a benchmark is evaluated, see :func:`~bonlib.training.metrics.evaluate`.
         transform: from one uint8 image to what the encoder gets, such as random flips and a normalisation; it draws
             from torch's global generator, as torchvision's transforms do. ``None``: to float32 in 0 to 1.
         source: where the images are from, plain values that go into the records of runs.
@@ -48,6 +50,17 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def channels(self) -> int:
         """1 for grey images, 3 for colour."""
         return self.images.shape[1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that stand for images and labels, sample by sample, wherever they come from."""
+        digest = hashlib.sha256("\n".join(self.class_names).encode(errors="surrogateescape"))
+        digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
+        if isinstance(self.images, Tensor):
+            digest.update(np.ascontiguousarray(self.images.cpu().numpy()).data)
+        else:
+            digest.update("\n".join(map(file_tail, self.images.paths)).encode())
+        return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
         """Number of samples."""

@@ -1,4 +1,4 @@
-"""Miners by name, all under the protocol of :class:`~bonlib.sampling.Miner`."""
+"""Miners by name, all under the protocol of :class:`~bonlib.core.miner.Miner`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,18 +7,19 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bonlib.bag import BagOfNegatives
+from bonlib.core.checks import known_options
+from bonlib.core.miner import Miner, RandomSampling
 from bonlib.miners.class_based import ClassBased
 from bonlib.miners.exact import ExactNeighbours
 from bonlib.miners.graph import GraphSampling
 from bonlib.miners.hierarchical import Hierarchical
-from bonlib.miners.refreshed import RefreshedBag
+from bonlib.miners.refreshed_bag import RefreshedBag
 from bonlib.miners.smart import SmartMining
 from bonlib.miners.subspaces import Subspaces
-from bonlib.sampling import Miner
 
 _MINERS: dict[str, Callable[..., Miner]] = {
     "bag": BagOfNegatives,
-    "random": Miner,
+    "random": RandomSampling,
     "class-based": ClassBased,
     "smart": SmartMining,
     "subspaces": Subspaces,
@@ -41,11 +42,12 @@ def make_miner(name: str, labels: ArrayLike | Tensor, dim: int, **options: Any) 
         name: one of :func:`list_miners`.
         labels: ``(num_samples,)`` integers.
         dim: width of the embeddings.
-        **options: what :class:`~bonlib.sampling.Miner` takes, and the miner's own.
+        **options: what :class:`~bonlib.core.miner.Miner` takes, and the miner's own.
 
     Raises:
         ValueError: if there is no such miner.
     """
     if name not in _MINERS:
         raise ValueError(f"miner is {name!r}; allowed are {', '.join(map(repr, list_miners()))}.")
-    return _MINERS[name](labels, dim, **options)
+    with known_options(f"miner {name!r}"):
+        return _MINERS[name](labels, dim, **options)

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.sampling import Ids, Layout, Miner
+from bonlib.core.checks import check_indices, own_state, real_number, whole_number
+from bonlib.core.miner import Ids, Layout, Miner
 
 
 class ClassBased(Miner):
@@ -27,7 +28,7 @@ class ClassBased(Miner):
         nearest: hard classes of an anchor, from which one is drawn at random.
         groups: anchors of a set.
         momentum: of the running mean, 0 to 1; how much of the old signature a batch leaves.
-        **layout: as :class:`~bonlib.sampling.Miner` takes them.
+        **layout: as :class:`~bonlib.core.miner.Miner` takes them.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -48,12 +49,11 @@ class ClassBased(Miner):
         **layout: Unpack[Layout],
     ) -> None:
         super().__init__(labels, dim, **layout)
-        self._check_groups(groups)
-        if nearest < 1:
-            raise ValueError(f"nearest is {nearest}; give at least 1 class.")
-        if not 0 <= momentum < 1:
+        groups = self._check_groups(groups)
+        self.momentum = real_number("momentum", momentum, 0)
+        if self.momentum >= 1:
             raise ValueError(f"momentum is {momentum}; allowed are 0 up to 1, without 1.")
-        self.nearest, self.groups, self.momentum = min(nearest, len(self.classes) - 1), groups, momentum
+        self.nearest, self.groups = min(whole_number("nearest", nearest, 1), len(self.classes) - 1), groups
         self._signatures = np.full((len(self.classes), dim), np.nan, dtype=np.float32)  # NaN: not seen yet
         rows = 0 if self.form == "set" else self.num_samples
         self._last = np.full((rows, dim), np.nan, dtype=np.float32)  # embedding last seen of each sample
@@ -85,16 +85,21 @@ class ClassBased(Miner):
         super().load_state_dict(state)
         self._signatures, self._last = state["signatures"].numpy().copy(), state["last"].numpy().copy()
 
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        super()._check_state(state)
+        own_state(state, type(self).__name__, ("signatures", "last"))
+
     def draw_seeds(self, num_classes: int) -> Ids:
         """Classes of ``groups`` anchors and hard ones for each."""
         return self.seeds_around(num_classes, self.draw_anchors(self.groups), self._hard_classes)
 
-    def draw_negatives(self, anchors: Ids) -> Ids:
+    def draw_negatives(self, anchors: ArrayLike) -> Ids:
         """For each anchor the nearest last seen sample of one of its hard classes."""
-        negatives = super().draw_negatives(anchors)  # for anchors of which nothing is known yet
+        anchors = check_indices("anchors", anchors, self.num_samples)
+        negatives = self.random_negatives(anchors)  # for anchors of which nothing is known yet
         for i, anchor in enumerate(anchors):
             for c, _ in self._hard_classes(int(anchor)):
-                members = self._order[self._first[c] : self._first[c] + self._count[c]]
+                members = self._classes.order[self._classes.first[c] : self._classes.first[c] + self._classes.count[c]]
                 distances = np.square(self._last[members] - self._last[anchor]).sum(axis=1)
                 if not np.isnan(distances).all():
                     negatives[i] = members[np.nanargmin(distances)]

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.miners.refreshing import Refreshing
-from bonlib.sampling import Ids, Layout
+from bonlib.core.checks import check_indices, whole_number
+from bonlib.core.miner import Ids, Layout
+from bonlib.miners.base import Refreshing
 
 
 class ExactNeighbours(Refreshing):
@@ -28,7 +29,7 @@ class ExactNeighbours(Refreshing):
         groups: anchors of a set.
         every: batches between two looks at the data set; by default one pass.
         warm_up: batches before the first, drawn at random.
-        **layout: as :class:`~bonlib.sampling.Miner` takes them.
+        **layout: as :class:`~bonlib.core.miner.Miner` takes them.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -50,8 +51,8 @@ class ExactNeighbours(Refreshing):
         **layout: Unpack[Layout],
     ) -> None:
         super().__init__(labels, dim, every=every, warm_up=warm_up, **layout)
-        self._check_groups(groups)
-        first, last = ranks
+        groups = self._check_groups(groups)
+        first, last = (whole_number("ranks", rank, 1, hint="Ranks are counted from 1.") for rank in ranks)
         if not 1 <= first <= last:
             raise ValueError(f"ranks is {ranks}; give the first and the last, counted from 1.")
         if first >= len(self.classes):
@@ -65,13 +66,14 @@ class ExactNeighbours(Refreshing):
     def draw_seeds(self, num_classes: int) -> Ids:
         """Anchors, and identities of the chosen ranks for each with their nearest sample."""
         if not self._looks:
-            return super().draw_seeds(num_classes)
+            return self.random_seeds(num_classes)
         return self.seeds_around(num_classes, self.draw_anchors(self.groups), self._near)
 
-    def draw_negatives(self, anchors: Ids) -> Ids:
+    def draw_negatives(self, anchors: ArrayLike) -> Ids:
         """For each anchor the nearest sample of an identity of the chosen ranks."""
+        anchors = check_indices("anchors", anchors, self.num_samples)
         if not self._looks:
-            return super().draw_negatives(anchors)
+            return self.random_negatives(anchors)
         drawn = np.empty(len(anchors), dtype=np.int64)
         for part in np.array_split(np.arange(len(anchors)), -(-len(anchors) // 64)):  # memory: 64 N distances
             near = self._ranked(anchors[part])
@@ -86,7 +88,7 @@ class ExactNeighbours(Refreshing):
         own, (first, last) = self.class_of[anchors], self.ranks
         # Half the squared distances less a constant for each anchor: (anchors, num_samples), class after class.
         distances = self._half_norms - self._embeddings[self._row_of[anchors]] @ self._embeddings.T
-        nearest = np.minimum.reduceat(distances, self._first, axis=1)  # (anchors, num_classes)
+        nearest = np.minimum.reduceat(distances, self._classes.first, axis=1)  # (anchors, num_classes)
         nearest[np.arange(len(own)), own] = np.inf
         order = np.argpartition(nearest, last - 1, axis=1)[:, :last]
         order = np.take_along_axis(order, np.take_along_axis(nearest, order, axis=1).argsort(axis=1), axis=1)
@@ -95,7 +97,7 @@ class ExactNeighbours(Refreshing):
 
     def _with_samples(self, classes: Ids, distances: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
         for c in classes:
-            inside = slice(self._first[c], self._first[c] + self._count[c])
+            inside = slice(self._classes.first[c], self._classes.first[c] + self._classes.count[c])
             yield int(c), int(self._by_class[inside][distances[inside].argmin()])
 
     def _look(self, embeddings: Tensor) -> None:

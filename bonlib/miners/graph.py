@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.miners.refreshing import NearClasses
-from bonlib.sampling import FORMS, Ids, Layout
+from bonlib.core.checks import needs_extra, whole_number
+from bonlib.core.miner import FORMS, Ids, Layout
+from bonlib.miners.base import NearClasses
 
 
 class GraphSampling(NearClasses):
@@ -25,7 +26,7 @@ class GraphSampling(NearClasses):
         nearest: neighbours of a class; by default as many as a set holds besides the centre.
         every: batches between two graphs; by default one pass.
         warm_up: batches before the first, drawn at random.
-        **layout: as :class:`~bonlib.sampling.Miner` takes them.
+        **layout: as :class:`~bonlib.core.miner.Miner` takes them.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -48,19 +49,21 @@ class GraphSampling(NearClasses):
         super().__init__(labels, dim, every=every, warm_up=warm_up, **layout)
         groups = self.batch_size // (self.per_class if self.form == "set" else FORMS[self.form])
         nearest = max(groups - 1, 1) if nearest is None else nearest
-        if nearest < 1:
-            raise ValueError(f"nearest is {nearest}; give at least 1 class.")
-        self.nearest = min(nearest, len(self.classes) - 1)
+        self.nearest = min(whole_number("nearest", nearest, 1), len(self.classes) - 1)
+        with needs_extra("graph sampling"):
+            import faiss  # noqa: F401
 
     def draw_seeds(self, num_classes: int) -> Ids:
         """The next class and its neighbours, nearest first."""
         if not self._looks:
-            return super().draw_seeds(num_classes)
-        return self.seeds_around(num_classes, super().draw_seeds(1), self._near)
+            return self.random_seeds(num_classes)
+        return self.seeds_around(num_classes, self.random_seeds(1), self._near)
 
     def _wanted(self) -> Ids:
         """One random sample a class."""
-        return self._order[self._first + self._aside().integers(0, self._count)].astype(np.int64)
+        return self._classes.order[self._classes.first + self._aside().integers(0, self._classes.count)].astype(
+            np.int64
+        )
 
     def _look(self, embeddings: Tensor) -> None:
         import faiss

@@ -7,8 +7,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.miners.refreshing import NearClasses, class_means
-from bonlib.sampling import Ids, Layout
+from bonlib.core.checks import needs_extra, real_number, whole_number
+from bonlib.core.miner import Ids, Layout
+from bonlib.miners.base import NearClasses, class_means
 
 
 class Hierarchical(NearClasses):
@@ -29,7 +30,7 @@ class Hierarchical(NearClasses):
         constant: the part of the margin that is the same for all.
         every: batches between two trees; by default one pass.
         warm_up: batches before the first, drawn at random.
-        **layout: as :class:`~bonlib.sampling.Miner` takes them.
+        **layout: as :class:`~bonlib.core.miner.Miner` takes them.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -54,10 +55,11 @@ class Hierarchical(NearClasses):
         **layout: Unpack[Layout],
     ) -> None:
         super().__init__(labels, dim, every=every, warm_up=warm_up, **layout)
-        self._check_groups(groups)
-        if levels < 1:
-            raise ValueError(f"levels is {levels}; give at least 1.")
-        self.groups, self.levels, self.constant = groups, levels, constant
+        groups = self._check_groups(groups)
+        self.groups, self.levels = groups, whole_number("levels", levels, 1)
+        self.constant = real_number("constant", constant, 0)
+        with needs_extra("hierarchical triplets"):
+            import scipy  # noqa: F401
         classes = self.batch_size // self.per_class if self.form == "set" else 2 * groups
         self._nearest = min(max(-(-classes // groups) - 1, 1), len(self.classes) - 1)
         self._meeting = np.empty(0, dtype=np.float32)  # of each pair of classes: threshold of the level where they meet
@@ -85,8 +87,8 @@ class Hierarchical(NearClasses):
     def draw_seeds(self, num_classes: int) -> Ids:
         """Random classes, each with its nearest."""
         if not self._looks:
-            return super().draw_seeds(num_classes)
-        return self.seeds_around(num_classes, super().draw_seeds(self.groups), self._near)
+            return self.random_seeds(num_classes)
+        return self.seeds_around(num_classes, self.random_seeds(self.groups), self._near)
 
     def _look(self, embeddings: Tensor) -> None:
         from scipy.cluster.hierarchy import cophenet, linkage
@@ -96,7 +98,7 @@ class Hierarchical(NearClasses):
         squares = class_means(embeddings.square().sum(dim=1, keepdim=True), self.class_of, len(self.classes))  # (K, 1)
         distances = (squares + squares.T - 2 * means @ means.T).clamp_min(0)  # means over all pairs of samples
         # Over the pairs of different samples of a class.
-        count = torch.from_numpy(self._count).clamp_min(2)
+        count = torch.from_numpy(self._classes.count).clamp_min(2)
         self._spread = (distances.diagonal() * count / (count - 1)).numpy()
         np.fill_diagonal(between := distances.numpy().copy(), 0)
         condensed = squareform(between, checks=False)

@@ -8,9 +8,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.losses import active_share
-from bonlib.miners.refreshing import Refreshing
-from bonlib.sampling import Ids, Layout
+from bonlib.core.checks import check_indices, needs_extra, real_number, whole_number
+from bonlib.core.miner import Ids, Layout
+from bonlib.miners.base import Refreshing
+from bonlib.training.losses import active_share
 
 _LINKS = 16  # of a node in the graph of neighbours
 _PACE = 0.02  # by which a batch moves the hardness
@@ -36,7 +37,7 @@ class SmartMining(Refreshing):
         groups: anchors of a set.
         every: batches between two looks; by default one pass.
         warm_up: batches before the first, drawn at random.
-        **layout: as :class:`~bonlib.sampling.Miner` takes them.
+        **layout: as :class:`~bonlib.core.miner.Miner` takes them.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -60,13 +61,11 @@ class SmartMining(Refreshing):
         **layout: Unpack[Layout],
     ) -> None:
         super().__init__(labels, dim, every=every, warm_up=warm_up, **layout)
-        self._check_groups(groups)
-        if not 0 <= target <= 1:
-            raise ValueError(f"target is {target}; allowed are 0 to 1.")
-        if nearest < 1:
-            raise ValueError(f"nearest is {nearest}; give at least 1 sample.")
-        self.target, self.margin, self.groups = target, margin, groups
-        self.nearest = min(nearest, self.num_samples)
+        groups = self._check_groups(groups)
+        self.target, self.margin = real_number("target", target, 0, 1), real_number("margin", margin, -np.inf)
+        self.groups, self.nearest = groups, min(whole_number("nearest", nearest, 1), self.num_samples)
+        with needs_extra("smart mining"):
+            import faiss  # noqa: F401
         self._hardness = 0.0
         self._index: Any = None
 
@@ -101,12 +100,13 @@ class SmartMining(Refreshing):
     def draw_seeds(self, num_classes: int) -> Ids:
         """Anchors, and neighbours of each about the rank that the hardness says."""
         if self._index is None:
-            return super().draw_seeds(num_classes)
+            return self.random_seeds(num_classes)
         return self.seeds_around(num_classes, self.draw_anchors(self.groups), self._neighbours)
 
-    def draw_negatives(self, anchors: Ids) -> Ids:
+    def draw_negatives(self, anchors: ArrayLike) -> Ids:
         """A neighbour of each anchor about the rank that the hardness says."""
-        negatives = super().draw_negatives(anchors)
+        anchors = check_indices("anchors", anchors, self.num_samples)
+        negatives = self.random_negatives(anchors)
         if self._index is not None:
             for i, anchor in enumerate(anchors):
                 _, negatives[i] = next(self._neighbours(int(anchor)), (0, negatives[i]))

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.miners.refreshing import Refreshing, class_means
-from bonlib.sampling import Ids, Layout
+from bonlib.core.checks import check_indices, needs_extra, whole_number
+from bonlib.core.miner import Ids, Layout
+from bonlib.miners.base import Refreshing, class_means
 
 
 class Subspaces(Refreshing):
@@ -26,7 +27,7 @@ class Subspaces(Refreshing):
         subspaces: number of clusters; by default so that one holds about two batches of classes.
         every: batches between two clusterings; by default one pass.
         warm_up: batches before the first, drawn at random.
-        **layout: as :class:`~bonlib.sampling.Miner` takes them.
+        **layout: as :class:`~bonlib.core.miner.Miner` takes them.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -51,9 +52,9 @@ class Subspaces(Refreshing):
         super().__init__(labels, dim, every=every, warm_up=warm_up, **layout)
         if subspaces is None:
             subspaces = max(len(self.classes) // (2 * max(self.batch_size // self.per_class, 1)), 1)
-        if not 1 <= subspaces <= len(self.classes):
-            raise ValueError(f"subspaces is {subspaces}; allowed are 1 to {len(self.classes)}, the number of classes.")
-        self.subspaces = subspaces
+        self.subspaces = whole_number("subspaces", subspaces, 1, len(self.classes), "There are no more classes.")
+        with needs_extra("100K identities"):
+            import faiss  # noqa: F401
         self._subspace_of = np.zeros(len(self.classes), dtype=np.int64)  # of each class; one for all before a look
 
     def draw_seeds(self, num_classes: int) -> Ids:
@@ -62,9 +63,10 @@ class Subspaces(Refreshing):
             num_classes, self.draw_anchors(1), lambda anchor: ((int(c), -1) for c in self._others(anchor))
         )
 
-    def draw_negatives(self, anchors: Ids) -> Ids:
+    def draw_negatives(self, anchors: ArrayLike) -> Ids:
         """A random sample of another class of each anchor's subspace."""
-        negatives = super().draw_negatives(anchors)
+        anchors = check_indices("anchors", anchors, self.num_samples)
+        negatives = self.random_negatives(anchors)
         for i, anchor in enumerate(anchors):
             others = self._others(int(anchor))
             if len(others):

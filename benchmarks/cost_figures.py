@@ -1,0 +1,114 @@
+"""Figures of what BoN costs, one function a figure: tables of :mod:`costs` in, a matplotlib Figure out."""
+# pandas is typed more loosely than it behaves:
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false
+
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from bonlib.study.figures.style import ACCENTS, FORM_DASHES, INK, MINER_COLOURS, MUTED, use_style
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+use_style()
+
+_PEERS = {"BoN": (MINER_COLOURS["bag"], "o"), "MPerClassSampler": (MINER_COLOURS["random"], "s")}
+_PEERS |= {"exact search": (MINER_COLOURS["exact"], "^")}
+
+
+def batch_costs(batches: "pd.DataFrame", samplers: "pd.DataFrame") -> Figure:
+    """Milliseconds a batch against samples (BoN, by form) and against identities (BoN and its peers), log axes.
+
+    Args:
+        batches: as :func:`~costs.batch_costs` gives it.
+        samplers: as :func:`~costs.sampler_costs` gives it.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), sharey=True)
+    for form, rows in batches.groupby("form", sort=False):
+        left.plot(
+            rows["samples"], rows["milliseconds"], FORM_DASHES[str(form)], marker="o", color=MINER_COLOURS["bag"],
+            markersize=4, label=f"BoN {form}s",
+        )  # fmt: skip
+    left.axhline(1, color=MUTED, linewidth=1)
+    left.text(batches["samples"].min(), 1.1, "1 ms", color=INK, fontsize=8)
+    left.set(xscale="log", yscale="log", xlabel="samples", ylabel="milliseconds a batch of 128")
+    left.set_title("draw and move in the table")
+    left.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
+    for name, rows in samplers.groupby("miner", sort=False):
+        colour, marker = _PEERS[str(name)]
+        right.plot(rows["identities"], rows["milliseconds"], marker=marker, color=colour, markersize=5)
+        last = rows.iloc[-1]
+        right.annotate(
+            str(name), (last["identities"], last["milliseconds"]), (0, 7), textcoords="offset points",
+            ha="right", fontsize=9,
+        )  # fmt: skip
+    right.set(xscale="log", xlabel="identities, four samples each", title="BoN and what it replaces")
+    return figure
+
+
+def memory(parts: "pd.Series") -> Figure:
+    """Where the bytes of a sample go, as one bar.
+
+    Args:
+        parts: bytes a sample by name.
+    """
+    figure, ax = plt.subplots(figsize=(9.6, 2.0))
+    left = 0.0
+    colours = (*ACCENTS, MINER_COLOURS["bag"], MINER_COLOURS["random"], MUTED, "#B8B8B8")
+    for i, (name, size) in enumerate(parts.items()):
+        ax.barh(0, size, left=left, color=colours[i % len(colours)], edgecolor="white")
+        text = f"{str(name).replace(' ', chr(10), 1)}\n{size:.1f}"
+        ax.text(left + size / 2, -0.46, text, ha="center", va="top", fontsize=8)
+        left += size
+    ax.axvline(32, color=INK, linewidth=1, linestyle="--")
+    ax.text(32.2, 0.2, "32,\nthe limit", va="center", fontsize=8)
+    ax.set(xlabel="bytes a sample", yticks=[], xlim=(0, 35), ylim=(-1.35, 0.5))
+    ax.grid(visible=False)
+    return figure
+
+
+def shares(steps: "pd.DataFrame") -> Figure:
+    """Milliseconds of a training step by part, and BoN's share of it, a panel an encoder.
+
+    Args:
+        steps: as :func:`~costs.step_costs` gives it.
+    """
+    figure, axes = plt.subplots(len(steps), 1, figsize=(9.6, 0.95 * len(steps) + 0.7), squeeze=False)
+    for ax, (_, row) in zip(axes[:, 0], steps.iterrows(), strict=True):
+        ax.barh(0, row["training"], color=MUTED, label="forward, loss, backward, optimiser")
+        ours = row["draw"] + row["update"]
+        ax.barh(0, ours, left=row["training"], color=MINER_COLOURS["bag"], hatch="//", edgecolor="white", label="BoN")
+        total = row["training"] + ours
+        ax.text(total * 1.01, 0, f"BoN {ours:.1f} ms, {row['share']:.2%}", va="center", fontsize=9)
+        ax.set(yticks=[0], yticklabels=[row["encoder"]], xlim=(0, total * 1.25))
+        ax.grid(visible=False)
+    axes[-1, 0].set_xlabel("milliseconds a step of 128 images")
+    axes[0, 0].legend(loc="lower left", ncols=2, bbox_to_anchor=(0, 1))
+    return figure
+
+
+def variants(table: "pd.DataFrame") -> Figure:
+    """How much faster a training step gets by each change, against the step as it is.
+
+    Args:
+        table: as :func:`~costs.step_variants` gives it.
+    """
+    table = table.query("variant != 'as it is'")
+    figure, ax = plt.subplots(figsize=(9.6, 0.34 * len(table) + 0.9))
+    for y, (_, row) in enumerate(table.iterrows()):
+        ax.hlines(y, 1, row["speedup"], color=MUTED, linewidth=2)
+        ax.plot(row["speedup"], y, "o", color=INK)
+        left = row["speedup"] < 1
+        ax.annotate(
+            f"{row['speedup']:.2f}", (row["speedup"], y), (-8 if left else 8, 0), textcoords="offset points",
+            ha="right" if left else "left", va="center", fontsize=9,
+        )  # fmt: skip
+    ax.axvline(1, color=INK, linewidth=1)
+    ax.set(yticks=range(len(table)), yticklabels=table["variant"], ylim=(len(table) - 0.4, -0.6))
+    ax.set(xlabel="speed against the step as it is (right of the line is faster)")
+    low, high = table["speedup"].min(), table["speedup"].max()
+    ax.set_xlim(min(low, 0.9) - 0.06, max(high, 1.1) + 0.06)
+    return figure

@@ -1,0 +1,243 @@
+"""What is asked of arguments and embeddings wherever they come in."""
+
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+MAX_SAMPLES = 2**30  # a bucket's slab has half as much room again, which must still fit an int32
+
+
+def whole_number(name: str, value: Any, least: int, most: int | None = None, hint: str = "") -> int:
+    """An argument as a plain int: Python's and NumPy's integers, and floats such as ``12.0``.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        least: smallest value that is allowed.
+        most: largest, or ``None``.
+        hint: what else is to be said.
+
+    Raises:
+        ValueError: if it is no whole number, or out of range.
+
+    Example:
+        >>> whole_number("steps", np.int64(3), 1), whole_number("steps", 12.0, 1)
+        (3, 12)
+    """
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        exact = isinstance(value, float | np.floating) and value == int(value)
+        number = int(value) if exact else operator.index(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} is {value!r}; give a whole number.{_more(hint)}") from None
+    return _in_range(name, number, least, most, hint)
+
+
+def real_number(name: str, value: Any, least: float, most: float | None = None, hint: str = "") -> float:
+    """An argument as a plain float: numbers of any kind, and text such as YAML's ``1e-3``.
+
+    Raises:
+        ValueError: if it is no finite number, or out of range.
+
+    Example:
+        >>> real_number("lr", "1e-3", 0)
+        0.001
+    """
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {value!r}; give a number.{_more(hint)}") from None
+    if not np.isfinite(number):
+        raise ValueError(f"{name} is {value!r}; give a finite number.{_more(hint)}")
+    return _in_range(name, number, least, most, hint)
+
+
+def _in_range(name: str, number: Any, least: Any, most: Any, hint: str) -> Any:
+    if number < least or (most is not None and number > most):
+        allowed = f"give at least {least}" if most is None else f"allowed are {least} to {most}"
+        raise ValueError(f"{name} is {number}; {allowed}.{_more(hint)}")
+    return number
+
+
+def _more(hint: str) -> str:
+    return f" {hint}" if hint else ""
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """A device that torch can use here.
+
+    Raises:
+        ValueError: if it is none, or has no driver or hardware.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device is {device!r}, which torch does not know; give 'cpu', 'cuda' or 'cuda:1'.") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device is {str(found)!r}, but torch sees {torch.cuda.device_count()} GPUs here; give 'cpu', or install "
+            "the driver and a CUDA build of torch."
+        )
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device is 'mps', which torch cannot use here; give 'cpu'.")
+    return found
+
+
+def embeddings_of(output: Any) -> Tensor:
+    """The embeddings in what an encoder returns.
+
+    A tensor or an array is taken as it is. Of a tuple, a list, a dict or a dataclass (as Hugging Face's models return)
+    it is the first entry that is a floating point tensor of two dimensions.
+
+    Raises:
+        ValueError: if there is none.
+
+    Example:
+        >>> embeddings_of({"loss": torch.zeros(()), "embeddings": torch.ones(2, 3), "logits": torch.ones(2, 9)}).shape
+        torch.Size([2, 3])
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, np.ndarray):
+        return _as_tensor(output)
+    parts: Iterable[Any] = ()
+    if isinstance(output, Mapping):
+        parts = output.values()
+    elif is_dataclass(output):
+        parts = [getattr(output, field.name) for field in fields(output)]
+    elif isinstance(output, tuple | list):
+        parts = output
+    for part in parts:
+        if isinstance(part, Tensor | np.ndarray) and part.ndim == 2:
+            found = _as_tensor(part)
+            if found.is_floating_point():
+                return found
+    if isinstance(output, list) and output and isinstance(output[0], list | tuple):
+        return _as_tensor(output)  # rows of plain numbers
+    raise ValueError(
+        f"embeddings is a {type(output).__name__} without a floating point tensor (batch, dim); give the tensor, or a "
+        "tuple, dict or dataclass that holds one."
+    )
+
+
+def _as_tensor(values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"embeddings cannot be made a tensor ({error}); give numbers (batch, dim).") from None
+
+
+def check_embeddings(output: Any, dim: int | None = None, *, dtype: torch.dtype | None = torch.float32) -> Tensor:
+    """Embeddings detached, as finite float32 ``(batch, dim)``.
+
+    Args:
+        output: what an encoder returned, see :func:`embeddings_of`.
+        dim: their width; any where ``None``.
+        dtype: of the result; with ``None`` float64 stays and all else becomes float32.
+
+    Raises:
+        ValueError: if they are of another shape, not floating point, empty, NaN or infinite.
+    """
+    embeddings = embeddings_of(output)
+    if embeddings.ndim != 2 or dim not in (None, embeddings.shape[1]) or 0 in embeddings.shape:
+        wanted = f"(batch, {'dim' if dim is None else dim})"
+        raise ValueError(
+            f"embeddings has shape {tuple(embeddings.shape)}; give {wanted} with batch of at least 1. "
+            "If the encoder's output is right, set dim to its width."
+        )
+    if not embeddings.is_floating_point():
+        raise ValueError(f"embeddings has dtype {embeddings.dtype}; give floating point numbers.")
+    if dtype is None:
+        dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    embeddings = embeddings.detach().to(dtype)
+    if torch.isfinite(embeddings.sum()):  # the cheap way, and the one wait for a GPU: a sum of finite ones is finite
+        return embeddings
+    finite = torch.isfinite(embeddings).all(dim=1)
+    if not finite.all():  # else the sum alone was too large
+        first = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"embeddings has {int((~finite).sum())} rows with NaN or infinite values, the first is row {first}; "
+            "look for a diverging loss (learning rate, half precision) before updating the bag."
+        )
+    return embeddings
+
+
+def as_array(values: ArrayLike | Tensor) -> NDArray[Any]:
+    """A tensor on any device, an array or a list as an array."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def check_indices(name: str, values: ArrayLike | Tensor, end: int, *, length: int | None = None) -> NDArray[np.int64]:
+    """Indices as int64 ``(n,)``, all in ``0 .. end - 1``.
+
+    Args:
+        name: of the argument.
+        values: a tensor on any device, an array or a list.
+        end: first value that is too large.
+        length: how many there must be, if that is known.
+
+    Raises:
+        ValueError: if they are no integers, of another shape or length, or out of range.
+    """
+    array = as_array(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}; give a 1-D array of integers.")
+    if length is not None and len(array) != length:
+        raise ValueError(f"{name} has length {len(array)} and embeddings {length}; give one row for each index.")
+    if array.size and not (array.min() >= 0 and array.max() < end):
+        raise ValueError(f"{name} holds values from {array.min()} to {array.max()}; allowed are 0 to {end - 1}.")
+    return array.astype(np.int64)
+
+
+@contextmanager
+def needs_extra(what: str) -> Iterator[None]:
+    """Say how to install what the core package does without.
+
+    Raises:
+        ModuleNotFoundError: with the command that installs the missing package, in place of Python's own.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("bonlib") or "pip install" in str(error):
+            raise
+        text = f"{what} needs {error.name}, which is not installed: pip install 'bonlib[study]'."
+        raise ModuleNotFoundError(text, name=error.name) from error
+
+
+@contextmanager
+def known_options(what: str) -> Iterator[None]:
+    """Say which option is wrong where Python speaks of keyword arguments.
+
+    Raises:
+        ValueError: in place of the TypeError that an unknown or missing option raises.
+    """
+    try:
+        yield
+    except TypeError as error:
+        if "keyword argument" not in str(error) and "required positional" not in str(error):
+            raise
+        raise ValueError(f"{what} does not go with these options: {str(error).partition('() ')[2]}.") from error
+
+
+def own_state(state: Any, name: str, keys: Iterable[str]) -> Mapping[str, Any]:
+    """A saved state that has all its parts.
+
+    Raises:
+        ValueError: if it is no dictionary, or a part is missing.
+    """
+    missing = sorted(set(keys) - state.keys()) if isinstance(state, Mapping) else None
+    if missing != []:
+        lacking = f"it lacks {', '.join(missing)}" if missing else f"it is a {type(state).__name__}"
+        raise ValueError(f"state is no state of {name} as this version saves it: {lacking}; begin anew without it.")
+    return state

@@ -1,0 +1,189 @@
+"""What a hash is: embeddings to binary codes, centred and scaled by what passes, learned online by a subclass."""
+
+import math
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bonlib.core.checks import check_embeddings, own_state, whole_number
+from bonlib.core.table import MAX_BITS
+
+_REMEMBERED = 5  # batches whose usual length is remembered; the lower median of them is trusted
+_DRIFT = 2.0  # factor by which the usual length leaves the scale before the scale follows
+_FAR = 4.0  # times the scale: nothing is learned from rows that are longer
+_SLOWEST = 0.01  # weight of a batch in the running mean, once there were a hundred
+
+
+def pack(bits: Tensor) -> Tensor:
+    """Pack boolean ``(batch, bits)`` into int64 codes ``(batch,)``; column 0 is the lowest bit.
+
+    Example:
+        >>> pack(torch.tensor([[True, False, True]])).tolist()
+        [5]
+    """
+    weights = 1 << torch.arange(bits.shape[1], device=bits.device)
+    return (bits * weights).sum(dim=1)
+
+
+class Hash(ABC):
+    """Embeddings to codes: the signs of hidden units, after subtracting the running mean of what passed.
+
+    A hash of one's own is a subclass with :meth:`learn`, and :meth:`units` where the hidden units are not linear in the
+    embeddings. What it learns belongs into ``tensors``: these follow the embeddings' device, are saved, and are rolled
+    back where learning ends in NaN or infinity.
+
+    **Scale.** Rows come to ``learn`` and ``units`` divided by a power of two near the usual length of an embedding (1
+    for unit embeddings): the lower median over the last five batches of each batch's median length. The scale follows
+    where that median has left it by more than a factor of two. Nothing is learned from rows more than four times as
+    long as the scale; their own codes are those of their directions. So what one batch of any finite size does to the
+    codes of others is over within 50 updates.
+
+    Args:
+        dim: width of the embeddings.
+        bits: length of the code, 1 to 24.
+        seed: seed of the initial directions; no global randomness is used.
+
+    Attributes:
+        tensors: by name, float32: ``encoder`` ``(dim, bits)``, ``mean`` ``(dim,)``, and what a subclass adds.
+        steps: batches that it learned from.
+
+    Raises:
+        ValueError: if a size is out of its range.
+    """
+
+    def __init__(self, dim: int, bits: int, *, seed: int = 0) -> None:
+        self.dim = whole_number("dim", dim, 1, hint="It is the width of the embeddings.")
+        self.bits = whole_number("bits", bits, 1, MAX_BITS)
+        self.generator = torch.Generator().manual_seed(whole_number("seed", seed, 0))
+        directions = torch.randn(self.dim, self.bits, generator=self.generator, dtype=torch.float32)
+        # The mean is that of the embeddings, so of the hidden units under any weights.
+        self.tensors = {"encoder": directions / self.dim**0.5, "mean": torch.zeros(self.dim, dtype=torch.float32)}
+        self.steps = 0
+        self._lengths: list[float] = []  # usual length of the last batches
+        self._scale = 1.0
+
+    @abstractmethod
+    def learn(self, rows: Tensor) -> Tensor | None:
+        """Learn from a batch.
+
+        Args:
+            rows: ``(batch, dim)`` float32, scaled, on the device of ``tensors``.
+
+        Returns:
+            The reconstruction error relative to the rows' size, a scalar tensor, or ``None`` where it has none.
+        """
+
+    def units(self, rows: Tensor) -> Tensor:
+        """Hidden units whose sign is the bit: scaled rows ``(batch, dim)`` to ``(batch, bits)``."""
+        return (rows - self.tensors["mean"]) @ self.tensors["encoder"]
+
+    @torch.no_grad()
+    def partial_fit(self, embeddings: Any) -> float:
+        """Learn from a batch.
+
+        Args:
+            embeddings: ``(batch, dim)`` floating point; detached here.
+
+        Returns:
+            The mean squared reconstruction error before the step, divided by the variance of the batch about zero:
+            0 is perfect, 1 no better than zeros, NaN for a hash that does not reconstruct.
+
+        Raises:
+            ValueError: if the embeddings are of another shape or not finite; nothing is changed then.
+            FloatingPointError: if what was learned is not finite; the hash is then as before.
+        """
+        embeddings = check_embeddings(embeddings, self.dim)
+        self._follow(embeddings.device)
+        before = self.state_dict()
+        rows, far = self._scaled(embeddings, measure=True)
+        if far.any():
+            rows = rows[~far]
+        if len(rows) == 0:
+            return math.nan
+        with torch.autocast(rows.device.type, enabled=False):
+            error = self.learn(rows)
+            self.steps += 1
+            # A plain average at first, then a moving one over about a hundred batches.
+            self.tensors["mean"].lerp_(rows.mean(dim=0), max(1 / self.steps, _SLOWEST))
+            total = torch.stack([values.sum(dtype=torch.float64) for values in self.tensors.values()]).sum()
+            told, total = torch.stack([total if error is None else error.double(), total]).tolist()  # waits for a GPU
+        if not math.isfinite(total):
+            self.load_state_dict(before)
+            raise FloatingPointError(
+                f"The hash is not finite after its update {self.steps + 1}, and was put back; lower its lr "
+                f"(hasher options of {type(self).__name__}), or look for a diverging loss."
+            )
+        return math.nan if error is None else told
+
+    @torch.no_grad()
+    def project(self, embeddings: Any) -> Tensor:
+        """Hidden units less their running mean: ``(batch, dim)`` to ``(batch, bits)``; the sign is the bit."""
+        embeddings = check_embeddings(embeddings, self.dim)
+        self._follow(embeddings.device)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return self.units(self._scaled(embeddings)[0])  # (batch, bits)
+
+    def encode(self, embeddings: Any) -> Tensor:
+        """Codes of embeddings: ``(batch, dim)`` to ``(batch,)`` int64 in ``0 .. 2**bits - 1``."""
+        return pack(self.project(embeddings) > 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next code depends on."""
+        return {
+            "hash": type(self).__name__,
+            "dim": self.dim,
+            "bits": self.bits,
+            "steps": self.steps,
+            "lengths": list(self._lengths),
+            "scale": self._scale,
+            "generator": self.generator.get_state(),
+            "tensors": {name: values.clone() for name, values in self.tensors.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state saved by :meth:`state_dict`.
+
+        Raises:
+            ValueError: if the state is of another hash, ``dim`` or ``bits``, or not finite; nothing is changed then.
+        """
+        self.check_state(state)
+        device = self.tensors["mean"].device
+        self.tensors = {name: values.to(device, copy=True) for name, values in state["tensors"].items()}
+        self.steps, self._lengths, self._scale = state["steps"], list(state["lengths"]), state["scale"]
+        self.generator.set_state(state["generator"].cpu())
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse what is no state of this hash; see :meth:`load_state_dict`."""
+        own_state(state, "a hash", ("hash", "dim", "bits", "steps", "lengths", "scale", "generator", "tensors"))
+        for name, value in (("hash", type(self).__name__), ("dim", self.dim), ("bits", self.bits)):
+            if state[name] != value:
+                raise ValueError(
+                    f"state has {name}={state[name]}, this hash has {value}; make it as the saved one was."
+                )
+        saved = state["tensors"]
+        if saved.keys() != self.tensors.keys() or not all(torch.isfinite(values).all() for values in saved.values()):
+            raise ValueError("state is damaged: its tensors are not those of this hash, or not finite; begin anew.")
+
+    def _scaled(self, embeddings: Tensor, *, measure: bool = False) -> tuple[Tensor, Tensor]:
+        """Rows divided by the scale ``(batch, dim)``, and which are far longer than it ``(batch,)``: of unit length.
+
+        With ``measure`` the scale follows the usual length of an embedding first.
+        """
+        lengths = torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float64)  # (batch,) no square overflows
+        if measure:
+            self._lengths = [*self._lengths[1 - _REMEMBERED :], float(lengths.median())]
+            usual = statistics.median_low(self._lengths)
+            if usual > 0 and not 1 / _DRIFT <= usual / self._scale <= _DRIFT:
+                self._scale = 2.0 ** round(math.log2(usual))
+        far = lengths > _FAR * self._scale
+        factors = torch.where(far, 1 / lengths, 1 / self._scale).to(embeddings.dtype)
+        return embeddings * factors[:, None], far
+
+    def _follow(self, device: torch.device) -> None:
+        """Move all tensors to ``device``, where they are not there already."""
+        if self.tensors["mean"].device != device:
+            self.tensors = {name: values.to(device) for name, values in self.tensors.items()}

@@ -1,0 +1,398 @@
+"""What every miner shares: the protocol, the layout of a batch, and fair streams of anchors, classmates and classes."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from itertools import chain
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from bonlib.core.checks import MAX_SAMPLES, as_array, check_embeddings, check_indices, own_state, whole_number
+from bonlib.core.kernels import (
+    CLASSES,
+    grouped,
+    new_streams,
+    next_anchors,
+    next_in_class,
+    next_in_stream,
+    random_negatives,
+    random_seeds,
+    with_classmates,
+)
+
+Form = Literal["set", "triplet", "pair"]
+FORMS: dict[str, int] = {"set": 0, "triplet": 3, "pair": 4}  # blocks in a batch; a set has none
+Ids = NDArray[np.int64]
+
+
+class Layout(TypedDict, total=False):
+    """Arguments that all miners share; see :class:`Miner`."""
+
+    form: Form
+    batch_size: int
+    per_class: int
+    steps: int | None
+    seed: int
+
+
+class Miner(ABC):
+    """A batch sampler with one line of feedback, the protocol that all miners obey.
+
+    Iterating yields batches of dataset indices; after the forward pass ``update(indices, embeddings)`` tells the
+    miner what the encoder made of them. A miner says which identities meet in a set (:meth:`draw_seeds`) and which
+    negative an anchor gets (:meth:`draw_negatives`); :class:`RandomSampling` is the plainest. What it learns in
+    ``update`` belongs into ``state_dict``.
+
+    Anchors come from an endless shuffled stream: every sample is an anchor once before any is twice. Classmates
+    come from such a stream for each class, so that all samples are forwarded about equally often. Both cost O(1) a
+    draw, with no pause at the end of a pass. Classes smaller than ``per_class`` are drawn with replacement; the only
+    sample of a class is its own positive. Memory: 8 bytes a sample and 16 a class.
+
+    Iterating goes through one pass of ``steps`` batches; each iterator is a pass of its own, of which the latest counts
+    for the state. A state saved in the middle of a pass goes on there; one saved at its end begins the next pass.
+
+    Args:
+        labels: ``(num_samples,)`` integers, the class of each sample of the dataset.
+        dim: width of the embeddings.
+        form: ``"set"`` (P classes of ``per_class`` samples each), ``"triplet"`` or ``"pair"``.
+        batch_size: indices in a batch.
+        per_class: samples of each class in a batch of form ``"set"``; the other forms ignore it.
+        steps: batches that one iteration yields; by default one pass, ``num_samples // batch_size``.
+        seed: seed of the miner's own generator.
+
+    Raises:
+        ValueError: if an argument is out of its range; the message says what is allowed.
+    """
+
+    def __init__(
+        self,
+        labels: ArrayLike | Tensor,
+        dim: int,
+        *,
+        form: Form = "set",
+        batch_size: int = 128,
+        per_class: int = 4,
+        steps: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.classes, class_of = _checked_labels(labels)
+        self.form: Form = form
+        self.batch_size = whole_number("batch_size", batch_size, 1)
+        self.per_class = whole_number("per_class", per_class, 1, hint="A loss that needs positives wants 2 or more.")
+        _check_layout(form, self.batch_size, self.per_class, len(self.classes))
+        self.dim = whole_number("dim", dim, 1, hint="It is the width of the embeddings.")
+        self.num_samples, self.seed = len(class_of), whole_number("seed", seed, 0)
+        one_pass = max(self.num_samples // self.batch_size, 1)
+        self.steps = one_pass if steps is None else whole_number("steps", steps, 1, hint="None is one pass.")
+        self._rng = np.random.default_rng(self.seed)
+        self._classes = grouped(class_of, len(self.classes))
+        self._streams = new_streams()  # of anchors and of classes
+        self._drawn = 0  # batches of this pass
+        self._resume = 0  # batches of a saved pass that the next one leaves out
+        self._pass = 0  # iterators so far; the latest one's place is the state's
+        self._epoch: int | None = None  # as set_epoch was told
+        self._loaded = False  # whether nothing was drawn since a state was loaded
+
+    @property
+    def class_of(self) -> NDArray[np.int32]:
+        """``(num_samples,)`` position of each sample's label in :attr:`classes`."""
+        return self._classes.of
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that stand for the labels, sample by sample."""
+        classes = np.ascontiguousarray(self.classes).astype("<i8", casting="unsafe")
+        digest = hashlib.sha256(classes.tobytes())
+        digest.update(np.ascontiguousarray(self.class_of).astype("<i4", copy=False).data)
+        return digest.hexdigest()[:16]
+
+    @property
+    def index_tuple(self) -> tuple[Tensor, ...] | None:
+        """Positions in the batch that make tuples, as pytorch-metric-learning's losses take them.
+
+        ``None`` for sets (the loss mines inside the batch), ``(anchor, positive, negative)`` for triplets,
+        ``(anchor, positive, anchor, negative)`` for pairs: constant, because the layout is fixed.
+        """
+        blocks = FORMS[self.form]
+        return tuple(torch.arange(self.batch_size).chunk(blocks)) if blocks else None
+
+    def __len__(self) -> int:
+        """Batches that one iteration yields."""
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield batches of dataset indices; after ``load_state_dict`` the rest of the pass, else a whole one."""
+        self._pass += 1
+        mine, drawn = self._pass, self._resume
+        self._resume, self._loaded = 0, False
+        while drawn < self.steps:
+            drawn += 1
+            if mine == self._pass:
+                self._drawn = drawn
+            yield self._draw_batch().tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin a pass, with the generator seeded by ``seed`` and ``epoch``: for loops that number their epochs.
+
+        Right after a state was loaded, the epoch that it was saved in keeps its place; any other begins anew.
+        """
+        epoch = whole_number("epoch", epoch, 0)
+        if self._loaded and epoch == self._epoch and self._resume:
+            return
+        self._rng = np.random.default_rng([self.seed, epoch])
+        self._epoch, self._loaded = epoch, False
+        self._drawn = self._resume = 0
+        self._pass += 1
+
+    def update(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:
+        """Tell the miner what the encoder made of a batch; random sampling learns nothing from it.
+
+        Args:
+            indices: ``(batch,)`` dataset indices.
+            embeddings: ``(batch, dim)`` floating point on any device, or what holds them
+                (:func:`~bonlib.core.checks.embeddings_of`); detached here.
+
+        Raises:
+            ValueError: if indices are out of range or of another length than the embeddings, or the embeddings of
+                another width or not finite.
+        """
+        self._checked_update(indices, embeddings)
+
+    @property
+    def due(self) -> bool:
+        """Whether :meth:`refresh` is to be called before the next batch; never, where a miner needs none."""
+        return False
+
+    def refresh(self, embed: Callable[[Ids], Tensor]) -> None:  # noqa: B027
+        """Let the miner look at the data set through the encoder as it is now; most need no such look.
+
+        Args:
+            embed: dataset indices ``(n,)`` to embeddings ``(n, dim)``, without gradients.
+        """
+
+    def stats(self) -> dict[str, float]:
+        """Numbers that describe the miner's state; random sampling has none."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that influences the next batch, as tensors and plain values (loads with ``weights_only=True``)."""
+        return {
+            "config": self._config(),
+            "drawn": self._drawn,
+            "epoch": self._epoch,
+            "rng": self._rng.bit_generator.state,
+            "order": torch.from_numpy(self._classes.order.copy()),
+            "cursor": torch.from_numpy(self._classes.cursor.copy()),
+            "streams": torch.from_numpy(self._streams.copy()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; iterating then goes on in the middle of the pass where it was saved.
+
+        Raises:
+            ValueError: if the state is of a miner made with other labels or arguments, or damaged; nothing is changed
+                then.
+        """
+        self._check_state(state)
+        drawn = whole_number("drawn", state["drawn"], 0, self.steps)
+        rng = np.random.default_rng()
+        rng.bit_generator.state = state["rng"]
+        order, cursor, streams = (as_array(state[name]).copy() for name in ("order", "cursor", "streams"))
+        self._check_streams(order, cursor, streams)
+        self._rng, self._streams = rng, streams.astype(np.int64)
+        self._classes = self._classes._replace(order=order.astype(np.int32), cursor=cursor.astype(np.int32))
+        self._epoch, self._loaded = state["epoch"], True
+        self._drawn, self._resume = drawn, drawn % self.steps  # a pass that ended is followed by a whole one
+        self._pass += 1  # iterators that are still there are of another life
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse what is no state of this miner, before anything is changed."""
+        own_state(state, type(self).__name__, ("config", "drawn", "epoch", "rng", "order", "cursor", "streams"))
+        for name, value in self._config().items():
+            saved = state["config"].get(name)
+            if saved == value:
+                continue
+            if name == "labels":
+                raise ValueError(
+                    f"state has the labels {saved}, this miner {value} (fingerprints): as many samples and classes, "
+                    "but another order or other classes. Load it with the labels that it was saved with, or begin anew."
+                )
+            raise ValueError(
+                f"state has {name}={saved!r}, this miner has {value!r}; "
+                "make it with the labels and arguments of the saved one."
+            )
+
+    def _check_streams(self, order: NDArray[Any], cursor: NDArray[Any], streams: NDArray[Any]) -> None:
+        """Compiled code trusts these: samples class after class, and positions inside their streams."""
+        classes, ends = self._classes, np.array([[self.num_samples], [len(self.classes)]])
+        sound = (
+            all(array.dtype.kind in "iu" for array in (order, cursor, streams))
+            and (order.shape, cursor.shape, streams.shape) == (classes.order.shape, classes.cursor.shape, (2, 2))
+            and bool(((cursor >= 0) & (cursor < classes.count)).all())
+            and bool(((streams[:, :1] >= 0) & (streams[:, :1] < ends)).all())
+            and bool(((order >= 0) & (order < self.num_samples)).all())
+            and bool((np.bincount(order, minlength=self.num_samples) == 1).all())
+            and bool((classes.of[order] == classes.of[classes.order]).all())
+        )
+        if not sound:
+            raise ValueError("state is damaged: its streams are not those of these labels; take an older one.")
+
+    def _config(self) -> dict[str, Any]:
+        """Arguments that a saved state must share."""
+        return {
+            "miner": type(self).__name__,
+            "num_samples": self.num_samples,
+            "num_classes": len(self.classes),
+            "labels": self.fingerprint,
+            "dim": self.dim,
+            "form": self.form,
+            "batch_size": self.batch_size,
+            "per_class": self.per_class,
+            "steps": self.steps,
+        }
+
+    def _draw_batch(self) -> Ids:
+        if self.form == "set":
+            return self._with_classmates(self.draw_seeds(self.batch_size // self.per_class), self.per_class - 1).ravel()
+        tuples = self.batch_size // FORMS[self.form]
+        anchors = self.draw_anchors(tuples)
+        positives = self._with_classmates(anchors, 1)[:, 1]
+        if self.form == "triplet":
+            return np.concatenate([anchors, positives, self.draw_negatives(anchors)])
+        others = self.draw_anchors(tuples)
+        return np.concatenate([anchors, positives, others, self.draw_negatives(others)])
+
+    @abstractmethod
+    def draw_seeds(self, num_classes: int) -> Ids:
+        """One sample each of ``num_classes`` different classes: ``(num_classes,)``; they get their classmates later."""
+
+    @abstractmethod
+    def draw_negatives(self, anchors: ArrayLike) -> Ids:
+        """A sample of another class for each anchor: ``(n,)`` to ``(n,)``."""
+
+    def random_seeds(self, num_classes: int) -> Ids:
+        """One sample each of the next ``num_classes`` classes of an endless shuffled stream: ``(num_classes,)``."""
+        count = whole_number("num_classes", num_classes, 1, len(self.classes))
+        return random_seeds(count, self._streams, self._classes, self._rng)
+
+    def random_negatives(self, anchors: ArrayLike) -> Ids:
+        """A uniform draw from the samples of other classes for each anchor: ``(n,)`` to ``(n,)``."""
+        return random_negatives(check_indices("anchors", anchors, self.num_samples), self._classes, self._rng)
+
+    def draw_anchors(self, count: int) -> Ids:
+        """The next ``count`` samples of the endless shuffled stream: ``(count,)``."""
+        return next_anchors(whole_number("count", count, 0), self.num_samples, self._streams, self._rng)
+
+    def _with_classmates(self, ids: Ids, count: int) -> Ids:
+        """Each sample followed by ``count`` others of its class: ``(n,)`` to ``(n, 1 + count)``."""
+        return with_classmates(check_indices("seeds", ids, self.num_samples), count, self._classes, self._rng)
+
+    def seeds_around(self, num_classes: int, anchors: Ids, nearby: Callable[[int], Iterable[tuple[int, int]]]) -> Ids:
+        """One sample each of ``num_classes`` classes: the anchors, each with classes that are near it.
+
+        Args:
+            num_classes: classes in all.
+            anchors: ``(n,)`` samples, of which each brings its share of the classes.
+            nearby: for an anchor, pairs of a class and a sample of it (-1: the next one), in order of preference; where
+                they are too few, random classes fill up.
+
+        Returns:
+            ``(num_classes,)``.
+        """
+        seeds: dict[int, int] = {}
+        for g, anchor in enumerate(anchors):
+            wanted = num_classes * (g + 1) // len(anchors)
+            for c, sample in chain([(int(self.class_of[anchor]), int(anchor))], nearby(int(anchor))):
+                if len(seeds) == wanted:
+                    break
+                if c not in seeds:
+                    seeds[c] = self._next_of(c) if sample < 0 else sample
+            while len(seeds) < wanted:
+                c = int(next_in_stream(CLASSES, len(self.classes), self._streams, self._rng))
+                seeds.setdefault(c, -1)
+        return np.array([self._next_of(c) if sample < 0 else sample for c, sample in seeds.items()], dtype=np.int64)
+
+    def _next_of(self, c: int) -> int:
+        """The next sample of the stream of class ``c``."""
+        return int(next_in_class(c, self._classes, self._rng))
+
+    def _check_groups(self, groups: int) -> int:
+        """A number of anchors that a set has room for."""
+        if self.form != "set":
+            return whole_number("groups", groups, 1)
+        most = self.batch_size // self.per_class
+        return whole_number("groups", groups, 1, most, f"A batch has {most} classes.")
+
+    def _checked_update(self, indices: ArrayLike | Tensor, embeddings: Any) -> tuple[Ids, Tensor]:
+        """Both arguments of :meth:`update`, checked: ``(batch,)`` and finite float32 ``(batch, dim)``."""
+        embeddings = check_embeddings(embeddings, self.dim)
+        return check_indices("indices", indices, self.num_samples, length=len(embeddings)), embeddings
+
+
+class RandomSampling(Miner):
+    """Random classes and random negatives: what every miner is measured against.
+
+    Takes the arguments of :class:`Miner`. Cost a step: O(batch). Memory: 8 bytes a sample and 16 a class.
+
+    Source: P×K batches as in Hermans, Beyer, Leibe, "In defense of the triplet loss", 2017.
+
+    Example:
+        >>> miner = RandomSampling([0, 0, 1, 1, 2, 2], dim=8, batch_size=4, per_class=2)
+        >>> len(next(iter(miner)))
+        4
+    """
+
+    def draw_seeds(self, num_classes: int) -> Ids:
+        """One sample each of ``num_classes`` random classes: ``(num_classes,)``."""
+        return self.random_seeds(num_classes)
+
+    def draw_negatives(self, anchors: ArrayLike) -> Ids:
+        """A random sample of another class for each anchor: ``(n,)`` to ``(n,)``."""
+        return self.random_negatives(anchors)
+
+
+def _checked_labels(labels: ArrayLike | Tensor) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """The distinct labels, sorted, and for each sample the position of its label among them."""
+    array = as_array(labels)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"labels has shape {array.shape} and dtype {array.dtype}; give a 1-D array of integers, "
+            "one for each sample (numpy.unique(names, return_inverse=True)[1] makes them from names)."
+        )
+    if array.size > MAX_SAMPLES:
+        raise ValueError(f"labels has {array.size} samples; allowed are up to {MAX_SAMPLES}.")
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    if high - low < 4 * array.size and high < 2**31 and low >= -(2**31):  # dense: no need to sort 100 million labels
+        shifted = array.astype(np.int64) - low
+        present = np.zeros(high - low + 1, dtype=bool)
+        present[shifted] = True
+        classes = (np.flatnonzero(present) + low).astype(np.int32)
+        class_of = (np.cumsum(present, dtype=np.int32) - 1)[shifted]
+    else:
+        classes, class_of = np.unique(array, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"labels has {len(classes)} class(es); a negative needs at least 2.")
+    return classes, class_of.astype(np.int32, copy=False)
+
+
+def _check_layout(form: str, batch_size: int, per_class: int, num_classes: int) -> None:
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; allowed are {', '.join(map(repr, FORMS))}.")
+    unit, name = (per_class, "per_class") if form == "set" else (FORMS[form], f"{FORMS[form]} for form {form!r}")
+    least = 2 * per_class if form == "set" else unit
+    if batch_size % unit or batch_size < least:
+        below, above = max(batch_size // unit * unit, least), max((batch_size // unit + 1) * unit, least)
+        near = f"{below} or {above}" if below != above else f"{below}"
+        raise ValueError(
+            f"batch_size is {batch_size}; it must be a multiple of {unit} ({name}), at least {least}. Near are {near}."
+        )
+    if form == "set" and batch_size // per_class > num_classes:
+        raise ValueError(
+            f"batch_size {batch_size} with per_class {per_class} asks for {batch_size // per_class} classes a batch, "
+            f"but labels has {num_classes}; lower batch_size to {num_classes * per_class} or raise per_class."
+        )

@@ -1,0 +1,118 @@
+"""Where data and figures go, whatever the current directory."""
+
+import contextlib
+import glob
+import os
+import pickle
+import secrets
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_ABANDONED = 3600  # seconds after which a temporary file was left by a writer that was killed
+
+
+def project_dir() -> Path | None:
+    """The checkout that bonlib runs from, or ``None`` where it is installed as a plain package."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "pyproject.toml").exists() else None
+
+
+def data_dir() -> Path:
+    """``$BONLIB_DATA``, else ``data/`` of the checkout, else ``~/.cache/bonlib``, else a temporary folder."""
+    if chosen := os.environ.get("BONLIB_DATA"):
+        return Path(chosen).expanduser().resolve()
+    root = project_dir()
+    if root:
+        return root / "data"
+    try:
+        return Path.home() / ".cache" / "bonlib"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / "bonlib"
+
+
+def results_dir() -> Path:
+    """``$BONLIB_RESULTS``, else ``results/`` in the data directory: one folder a sweep, one file a run."""
+    chosen = os.environ.get("BONLIB_RESULTS")
+    return Path(chosen).expanduser().resolve() if chosen else data_dir() / "results"
+
+
+def figures_dir() -> Path:
+    """``$BONLIB_FIGURES``, else ``figures/`` of the checkout, else of the current directory."""
+    if chosen := os.environ.get("BONLIB_FIGURES"):
+        return Path(chosen).expanduser().resolve()
+    return (project_dir() or Path.cwd()) / "figures"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write(temporary)`` make a file beside ``path``, then rename it: readers see the old or the new, never half.
+
+    What a killed writer of ours has left beside it is cleared away, known by its name, and nothing else.
+
+    Args:
+        path: where the file shall be; its folder is made if need be.
+        write: writes the whole file to the path it is given, which has the same suffix.
+
+    Raises:
+        OSError: if the place cannot be written; the message names the cure, an older file stays as it was.
+    """
+    ours = f".{path.stem}.bonlib-"
+    temporary = path.with_name(f"{ours}{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{glob.escape(ours)}*-*{glob.escape(path.suffix)}"):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink(missing_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None and error.strerror is None:  # not the system's, but of what is written
+            raise
+        raise type(error)(
+            error.errno,
+            f"{error.strerror}; give another place, or set BONLIB_DATA, BONLIB_RESULTS or BONLIB_FIGURES to a folder "
+            "that can be written",
+            str(path),
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Find out now, not after hours, whether a file can be written; nothing is left behind.
+
+    Raises:
+        OSError: if it cannot; the message names the cure.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(21, "a folder has this name; give another", str(path))
+    probe = path.with_name(f".{path.stem}.bonlib-probe{path.suffix}")
+    write_atomically(probe, lambda temporary: temporary.touch())
+    probe.unlink()
+
+
+def read_torch(path: Path, expected: str, cure: str, device: Any = "cpu") -> dict[str, Any]:
+    """A dictionary that ``torch.save`` wrote, with its ``format`` checked; only tensors and plain values are read.
+
+    Args:
+        path: the file.
+        expected: the format that this version reads.
+        cure: what to do about another one.
+        device: where the tensors go.
+
+    Raises:
+        ValueError: if the file is truncated, foreign, or of another format.
+    """
+    import torch
+
+    try:
+        content = torch.load(path, weights_only=True, map_location=device)
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read, it is damaged or no file of torch ({error}); {cure}.") from error
+    if not isinstance(content, dict) or content.get("format") != expected:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} has the format {found!r}, this version reads {expected!r}; {cure}.")
+    return content

@@ -1,0 +1,44 @@
+"""A random order that is computed, not stored: a keyed permutation of ``0 .. n - 1``, O(1) a number and no memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+_ROUNDS = 4
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile with numba; kept on the disk for the next process, where there is a place that can be written."""
+    try:
+        return njit(cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        return njit(function)
+
+
+@compiled
+def permuted(i, n, key):  # pragma: no cover
+    """Where a pseudo-random permutation of ``0 .. n - 1`` takes ``i``; another key is another permutation.
+
+    A Feistel network permutes the next power of four; what falls outside is sent through again until it is inside,
+    which ends because a permutation is made of cycles: after four rounds on average. At least 256 numbers are permuted,
+    so that few samples are shuffled as well as many.
+
+    Source: Black, Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002 (cycle walking); the mixing function is
+    that of SplitMix64 (Steele, Lea, Flood 2014).
+    """
+    half = 4
+    while 1 << (2 * half) < n:
+        half += 1
+    mask = np.uint64((1 << half) - 1)
+    while True:
+        left, right = np.uint64(i >> half), np.uint64(i) & mask
+        for r in range(_ROUNDS):
+            mixed = right + np.uint64(key) + np.uint64(r + 1) * np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(31))) & mask)
+        i = np.int64(left << np.uint64(half) | right)
+        if i < n:
+            return i

@@ -1,0 +1,1 @@
+"""Characters as identities: drawn from fonts, or by hand."""

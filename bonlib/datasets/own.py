@@ -1,0 +1,212 @@
+"""The user's own images: a folder of identities, or a table of paths."""
+# pandas is typed more loosely than it behaves:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bonlib.datasets.files import why_no_image
+from bonlib.datasets.tables import JUNK, UNKNOWN_CAMERA, Row, make_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PARTS = ("train", "validation", "test", "query", "gallery")
+
+
+def image_folder(root: Path, seed: int) -> "pd.DataFrame":
+    """``root/<identity>/<image>``, or deeper: an identity is the path of the folder that its images lie in.
+
+    Links to folders and files are followed. What is left out is counted in ``attrs["left out"]``, by reason: hidden
+    files, files that Pillow does not open by their suffix, broken links.
+
+    Raises:
+        FileNotFoundError: if there are no images, or no folders with images.
+        ValueError: if the folders look like splits rather than identities, or one file has two identities.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"root is {str(root)!r}, which is no folder; expected {root}/<identity>/<image>.")
+    left_out: Counter[str] = Counter()
+    found = []
+    for path in _files_below(root):
+        reason = why_no_image(path)
+        if reason is None:
+            found.append(path)
+        else:
+            left_out[reason] += 1
+    found.sort()
+    loose = [path for path in found if path.parent == root]
+    if not found or loose:
+        first = f"the first that lies elsewhere is {loose[0]}" if loose else "no image was found"
+        raise FileNotFoundError(f"{root} has not the layout <identity>/<image>: {first}; make one folder an identity.")
+    top = {path.relative_to(root).parts[0].lower() for path in found}
+    if top <= {"train", "val", "valid", "validation", "test"}:
+        raise ValueError(
+            f"root is {str(root)!r}, whose folders are {', '.join(sorted(top))}: splits, not identities. Give one of "
+            "them as root, or list the images in a table with a column split."
+        )
+    rows = [(path, path.parent.relative_to(root).as_posix(), "", UNKNOWN_CAMERA) for path in found]
+    _check_rows(rows, [str(path) for path in found], str(root))
+    table = make_table(rows)
+    table.attrs["left out"] = dict(left_out)
+    return table
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """Every file below a folder that is not hidden, through links too; a folder that links to one above it, once."""
+
+    def walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+        real = os.path.realpath(folder)
+        if real in above:
+            return
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and not path.name.startswith("."):
+                yield from walk(path, above | {real})
+            else:
+                yield path
+
+    return walk(root, frozenset())
+
+
+def image_table(root: Path, seed: int) -> "pd.DataFrame":
+    """A CSV or parquet file with the columns path, identity, and perhaps camera and split.
+
+    Paths are relative to the file's folder, or absolute. A split is ``train``, ``validation``, ``test``, ``query`` or
+    ``gallery``; without that column the identities are split in the shares 50, 10 and 40 %. The identity ``-1`` is
+    junk. CSV is in UTF-8, or UTF-16 with its byte order mark; ``.tsv`` has tabs; parquet needs pyarrow. Blanks around
+    values are dropped.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a column is missing, a value is empty or not one of those, or a file or an identity stands where
+            it must not: the message names file, row and column.
+    """
+    given = _read_table(root)
+    if missing := {"path", "identity"} - set(given.columns):
+        raise ValueError(
+            f"{root} has the columns {list(given.columns)}; missing: {', '.join(sorted(missing))}. "
+            "Name them in the first row, with commas between."
+        )
+    text = {name: _texts(given, name, root) for name in ("path", "identity", "split") if name in given}
+    parts = text.get("split", [""] * len(given))
+    for row, part in enumerate(parts):
+        if part not in (*_PARTS, ""):
+            raise ValueError(f"{root} has the split {part!r} in data row {row + 1}; allowed are {', '.join(_PARTS)}.")
+        if part == "" and any(parts):
+            raise ValueError(f"{root} has no split in data row {row + 1}; fill the column or leave it out.")
+    for column in ("path", "identity"):
+        for row, value in enumerate(text[column]):
+            if not value:
+                raise ValueError(f"{root} has no {column} in data row {row + 1}; fill it, or leave the row out.")
+    cameras = given["camera"].tolist() if "camera" in given else [UNKNOWN_CAMERA] * len(given)
+    numbers = [_camera(value, root, row) for row, value in enumerate(cameras)]
+    rows: list[Row] = [
+        (root.parent / path, JUNK if identity == "-1" else identity, part, camera)
+        for path, identity, part, camera in zip(text["path"], text["identity"], parts, numbers, strict=True)
+    ]
+    _check_rows(rows, [f"data row {row + 1}" for row in range(len(rows))], str(root))
+    table = make_table(rows)
+    junk = sum(identity == JUNK for _, identity, _, _ in rows)
+    table.attrs["left out"] = {"junk, identity -1": junk} if junk else {}
+    return table
+
+
+def _read_table(root: Path) -> "pd.DataFrame":
+    """The file as it is, text as text.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is empty, in another encoding, or of another kind than its suffix says.
+    """
+    import pandas as pd
+
+    if not root.is_file():
+        raise FileNotFoundError(f"root is {str(root)!r}, which is no file; expected a .csv, .tsv or .parquet file.")
+    suffix = root.suffix.lower()
+    if suffix not in (".csv", ".tsv", ".txt", ".parquet", ".pq"):
+        raise ValueError(f"root is {str(root)!r}; expected a name that ends in .csv, .tsv or .parquet.")
+    if suffix in (".parquet", ".pq"):
+        try:
+            return pd.read_parquet(root)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{root} is no parquet file, or damaged ({error}); write it anew.") from error
+    beginning = root.read_bytes()[:4]
+    encoding = "utf-16" if beginning[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skip_blank_lines": True, "encoding": encoding}
+    try:
+        return pd.read_csv(root, sep="\t" if suffix == ".tsv" else ",", skipinitialspace=True, **options)
+    except UnicodeError as error:
+        raise ValueError(f"{root} is not in UTF-8 ({error}); save it as UTF-8.") from error
+    except pd.errors.EmptyDataError:
+        raise ValueError(f"{root} is empty; expected a first row with the names path and identity.") from None
+    except pd.errors.ParserError as error:
+        raise ValueError(f"{root} is no table ({error}); quote values that hold commas.") from error
+
+
+def _texts(given: "pd.DataFrame", column: str, root: Path) -> list[str]:
+    """The values of a column as text, blanks around them dropped."""
+    import pandas as pd
+
+    values = given[column].tolist()
+    for row, value in enumerate(values):
+        if pd.api.types.is_scalar(value) and pd.isna(value):
+            raise ValueError(f"{root} has a null {column} in data row {row + 1}; fill it, or leave the row out.")
+        if isinstance(value, float):
+            if not value.is_integer():
+                raise ValueError(
+                    f"{root} has the {column} {value!r} in data row {row + 1}; give text or whole numbers."
+                )
+            values[row] = int(value)  # pandas makes floats of integers beside a null
+    return [str(value).strip() for value in values]
+
+
+def _camera(value: Any, root: Path, row: int) -> int:
+    """A camera as a whole number; nothing at all is an unknown one."""
+    import pandas as pd
+
+    wrong = f"{root} has the camera {value!r} in data row {row + 1}, which is no integer; give numbers, -1 for unknown."
+    if (isinstance(value, str) and not value.strip()) or pd.isna(value):
+        raise ValueError(f"{root} has no camera in data row {row + 1}; give numbers, -1 for unknown.")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(wrong) from None
+    if not number.is_integer():
+        raise ValueError(wrong)
+    return int(number)
+
+
+def _check_rows(rows: list[Row], places: list[str], source: str) -> None:
+    """One file is one image of one identity in one part, and an identity is on one side.
+
+    Raises:
+        ValueError: if a file is listed twice, or an identity is in training as well as in test; it names both places.
+    """
+    of_file: dict[str, int] = {}
+    of_identity: dict[str, int] = {}
+    for row, (path, identity, part, _) in enumerate(rows):
+        first = of_file.setdefault(os.path.realpath(path), row)
+        if first != row:
+            other, there = rows[first][1], rows[first][2]
+            what = f"under another identity, {identity!r} and {other!r}" if identity != other else (
+                f"in {part} and in {there}" if part != there else "again"
+            )  # fmt: skip
+            raise ValueError(
+                f"{source} lists one file {what}: {places[first]} and {places[row]} ({path}); keep one of them."
+            )
+        if identity == JUNK or not part:
+            continue
+        side = _side(part)
+        first = of_identity.setdefault(identity, row)
+        if side != _side(rows[first][2]):
+            raise ValueError(
+                f"{source} has the identity {identity!r} in {rows[first][2]} ({places[first]}) and in {part} "
+                f"({places[row]}); identities of training, validation and test must differ."
+            )
+
+
+def _side(part: str) -> str:
+    return "test" if part in ("query", "gallery") else part

@@ -1,0 +1,154 @@
+"""Miners that look at the whole data set through the encoder every so many batches."""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from bonlib.core.checks import check_embeddings, check_indices, own_state, whole_number
+from bonlib.core.miner import Ids, Layout, Miner
+
+
+class Refreshing(Miner):
+    """A miner that draws at random until its first look at the data set, and looks again every ``every`` batches.
+
+    In a loop of your own, before each batch: ``if miner.due: miner.refresh(embed)``, where ``embed`` takes dataset
+    indices ``(n,)`` to embeddings ``(n, dim)``; :func:`~bonlib.training.loop.fit` does so by itself. The look is the
+    cost that BoN avoids: one forward pass over all N samples, unless a subclass asks for fewer. Who forgets it is
+    warned.
+
+    Args:
+        labels: ``(num_samples,)`` integers.
+        dim: width of the embeddings.
+        every: batches between two looks; by default one pass.
+        warm_up: batches before the first look.
+        **layout: as :class:`~bonlib.core.miner.Miner` takes them.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    _learned: tuple[str, ...] = ()  # names, without underscore, of the arrays that a look brings
+
+    def __init__(
+        self,
+        labels: ArrayLike | Tensor,
+        dim: int,
+        *,
+        every: int | None = None,
+        warm_up: int = 0,
+        **layout: Unpack[Layout],
+    ) -> None:
+        super().__init__(labels, dim, **layout)
+        one_pass = max(self.num_samples // self.batch_size, 1)
+        self.every = one_pass if every is None else whole_number("every", every, 1, hint="None is one pass.")
+        self.warm_up = whole_number("warm_up", warm_up, 0)
+        self._left = self.warm_up  # batches until the next look
+        self._looks = 0
+
+    @property
+    def due(self) -> bool:
+        """Whether :meth:`refresh` is to be called before the next batch."""
+        return self._left <= 0
+
+    def refresh(self, embed: Callable[[Ids], Tensor]) -> None:
+        """Look at the data set through the encoder as it is now.
+
+        Args:
+            embed: dataset indices ``(n,)`` to embeddings ``(n, dim)``, without gradients.
+
+        Raises:
+            ValueError: if the embeddings are of another shape or not finite; the miner is then as before.
+        """
+        ids = self._wanted()
+        embeddings = check_embeddings(embed(ids), self.dim)
+        if len(embeddings) != len(ids):
+            raise ValueError(
+                f"embed was given {len(ids)} indices and returned {len(embeddings)} rows; return them all."
+            )
+        self._look(embeddings.cpu())
+        self._looks += 1
+        self._left = self.every
+
+    def stats(self) -> dict[str, float]:
+        """``looks`` at the data set so far."""
+        return {"looks": self._looks}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that influences the next batch, what the last look brought included."""
+        learned = {name: torch.from_numpy(getattr(self, "_" + name).copy()) for name in self._learned if self._looks}
+        return super().state_dict() | learned | {"left": self._left, "looks": self._looks}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; refuses one of a miner made with other arguments."""
+        super().load_state_dict(state)
+        self._left, self._looks = state["left"], state["looks"]
+        for name in self._learned:
+            if self._looks:
+                setattr(self, "_" + name, state[name].numpy().copy())
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        super()._check_state(state)
+        own_state(state, type(self).__name__, ("left", "looks"))
+        if state["looks"]:
+            own_state(state, type(self).__name__, self._learned)
+
+    def _config(self) -> dict[str, Any]:
+        return super()._config() | {"every": self.every, "warm_up": self.warm_up}
+
+    def _draw_batch(self) -> Ids:
+        self._left -= 1
+        if self._left == -self.every:
+            warnings.warn(
+                f"{type(self).__name__} waits for a look at the data set since {self.every} batches, and draws from an "
+                "old one or at random; before each batch: if miner.due: miner.refresh(embed).",
+                stacklevel=4,
+            )
+        return super()._draw_batch()
+
+    def _wanted(self) -> Ids:
+        """Dataset indices that a look needs; all of them."""
+        return np.arange(self.num_samples)
+
+    def _aside(self) -> np.random.Generator:
+        """A generator that follows from the state of the miner's own, and leaves that alone."""
+        return np.random.default_rng([self._rng.bit_generator.state["state"]["state"], self._looks])
+
+    @abstractmethod
+    def _look(self, embeddings: Tensor) -> None:
+        """Learn from the embeddings of :meth:`_wanted`."""
+
+
+class NearClasses(Refreshing):
+    """A miner whose look brings, for each class, the same number of near classes, nearest first."""
+
+    _learned = ("neighbours",)
+    _neighbours: NDArray[np.int64]  # (num_classes, near classes)
+
+    def draw_negatives(self, anchors: ArrayLike) -> Ids:
+        """A sample of a random near class of each anchor's class."""
+        if not self._looks:
+            return self.random_negatives(anchors)
+        ids, near = check_indices("anchors", anchors, self.num_samples), self._neighbours.shape[1]
+        chosen = self._neighbours[self.class_of[ids], self._rng.integers(0, near, len(ids))]
+        return np.array([self._next_of(int(c)) for c in chosen])
+
+    def _near(self, anchor: int) -> Iterator[tuple[int, int]]:
+        return ((int(c), -1) for c in self._neighbours[self.class_of[anchor]])
+
+
+def class_means(embeddings: Tensor, class_of: NDArray[np.integer[Any]], num_classes: int) -> Tensor:
+    """Mean embedding of each class: ``(num_samples, dim)`` to ``(num_classes, dim)``.
+
+    Example:
+        >>> class_means(torch.tensor([[1.0], [2.0], [4.0]]), np.array([0, 1, 1]), 2).squeeze().tolist()
+        [1.0, 3.0]
+    """
+    of = torch.from_numpy(class_of).long()
+    sums = torch.zeros(num_classes, embeddings.shape[1]).index_add_(0, of, embeddings)
+    return sums / torch.bincount(of, minlength=num_classes)[:, None]

@@ -1,0 +1,7 @@
+"""``python -m bonlib.study``: see :mod:`bonlib.study.sweeps`."""
+
+import sys
+
+from bonlib.study.sweeps import main
+
+sys.exit(main())

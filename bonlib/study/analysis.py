@@ -1,0 +1,249 @@
+"""What the notebooks measure about negatives, codes and buckets: arrays in, DataFrames out."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bonlib.bag import BagOfNegatives
+from bonlib.core.hashing import Hash
+from bonlib.core.kernels import UNSEEN
+from bonlib.core.miner import Miner
+from bonlib.datasets.images import ImageSet
+from bonlib.training.embed import embed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def bag_of(miner: Miner) -> BagOfNegatives | None:
+    """The bag of a miner that has one: BoN itself, or the control whose table is refreshed."""
+    found = getattr(miner, "bag", miner)
+    return found if isinstance(found, BagOfNegatives) else None
+
+
+def zero_loss_shares(
+    embeddings: Tensor,
+    labels: Tensor,
+    identities: Iterable[int],
+    *,
+    margin: float = 0.2,
+    anchors: int = 500,
+    seed: int = 0,
+) -> "pd.DataFrame":
+    """How often a negative gives no gradient, when there are so and so many identities to draw it from.
+
+    Identities are drawn at random; anchors and positives are the same draws for all three kinds of negative.
+
+    Args:
+        embeddings: ``(num_samples, dim)``, unit length.
+        labels: ``(num_samples,)``.
+        identities: numbers of identities to look at.
+        margin: of the triplet loss.
+        anchors: triplets for each number.
+        seed: seed of all draws.
+
+    Returns:
+        One row for each number: ``identities``; the share of triplets with zero loss when the negative is
+        ``random``, the hardest of 128 random ones (``batch``), and the ``hardest`` of all.
+    """
+    import pandas as pd
+
+    rng = np.random.default_rng(seed)
+    classes, rows = labels.unique().numpy(), []
+    for count in identities:
+        here = np.flatnonzero(np.isin(labels.numpy(), rng.choice(classes, size=count, replace=False)))
+        x, y = embeddings[here], labels[here]
+        anchor = torch.from_numpy(rng.integers(0, len(here), anchors))
+        distances = torch.cdist(x[anchor], x)  # (anchors, samples here)
+        same = y[anchor, None] == y
+        own = same.clone()
+        own[torch.arange(anchors), anchor] = False
+        positive = torch.from_numpy(rng.random(own.shape)).masked_fill(~own, -1).argmax(dim=1)
+        limit = distances.gather(1, positive[:, None]).squeeze(1) + margin  # farther negatives give no gradient
+        shuffled = torch.from_numpy(rng.random(same.shape)).masked_fill(same, -1).argsort(dim=1, descending=True)
+        drawn = distances.masked_fill(same, torch.inf).gather(
+            1, shuffled[:, :128]
+        )  # (anchors, 128) without replacement
+        shares = {
+            "random": drawn[:, 0],
+            "batch": drawn.amin(dim=1),
+            "hardest": distances.masked_fill(same, torch.inf).amin(dim=1),
+        }
+        rows.append({"identities": count} | {name: float((d >= limit).float().mean()) for name, d in shares.items()})
+    return pd.DataFrame(rows)
+
+
+def negative_distances(miner: Miner, embeddings: Tensor, count: int = 2000) -> NDArray[np.float32]:
+    """Distances from anchors to the negatives that a miner draws for them, ``(count,)``: how hard its negatives are."""
+    anchors = miner.draw_anchors(count)
+    return (embeddings[anchors] - embeddings[miner.draw_negatives(anchors)]).norm(dim=1).numpy()
+
+
+def bit_balance(hasher: Hash, embeddings: Tensor) -> NDArray[np.float64]:
+    """Share of samples that have each bit set, ``(bits,)``: 0.5 is perfect balance."""
+    return (hasher.project(embeddings) > 0).double().mean(dim=0).cpu().numpy()
+
+
+def same_bucket_by_distance(
+    hasher: Hash, embeddings: Tensor, *, pairs: int = 400_000, bins: int = 20, seed: int = 0
+) -> "pd.DataFrame":
+    """Probability that two samples share a bucket, against the distance of their embeddings.
+
+    Returns:
+        One row a bin of distances that holds at least 50 pairs: ``distance`` (middle), ``probability``, ``pairs``.
+    """
+    import pandas as pd
+
+    rng = np.random.default_rng(seed)
+    codes = hasher.encode(embeddings)
+    # Half of the pairs at random, half between near neighbours in a random projection, so that short distances occur.
+    first = torch.from_numpy(rng.integers(0, len(embeddings), pairs))
+    order = (embeddings @ embeddings[rng.integers(0, len(embeddings))]).argsort()
+    at = torch.from_numpy(rng.integers(0, len(order) - 20, pairs // 2))
+    near = order[at + torch.from_numpy(rng.integers(1, 20, pairs // 2))]
+    second = torch.cat([near, torch.from_numpy(rng.integers(0, len(embeddings), pairs - pairs // 2))])
+    first[: pairs // 2] = order[at]
+    kept = first != second
+    first, second = first[kept], second[kept]
+    distances = (embeddings[first] - embeddings[second]).norm(dim=1).numpy()
+    same = (codes[first] == codes[second]).numpy()
+    edges = np.linspace(0, float(distances.max()), bins + 1)
+    at_bin = np.digitize(distances, edges[1:-1])
+    count, hits = np.bincount(at_bin, minlength=bins), np.bincount(at_bin, weights=same, minlength=bins)
+    many = count >= 50
+    middle = (edges[:-1] + edges[1:]) / 2
+    return pd.DataFrame({"distance": middle[many], "probability": (hits / count.clip(1))[many], "pairs": count[many]})
+
+
+def compare_bits(
+    labels: Tensor, embeddings: Tensor, bits: Iterable[int], *, passes: int = 2, seed: int = 0
+) -> "pd.DataFrame":
+    """Bags of different code lengths over the same embeddings, each after its hash learned and its table filled.
+
+    Returns:
+        One row for each length: ``bits``, ``entropy_bits``, ``bucket_mean``, ``bag_mean`` (negatives in a bag), and of
+        :func:`bag_quality` ``found``, ``found_by_chance`` and ``relative_rank``.
+    """
+    import pandas as pd
+
+    rows = []
+    for length in bits:
+        bag = BagOfNegatives(labels, embeddings.shape[1], form="triplet", batch_size=129, bits=length, seed=seed)
+        hash_everything(bag, embeddings, passes=passes)
+        stats, quality = bag.stats(), bag_quality(bag, embeddings, anchors=300, seed=seed)
+        bags = [len(bag.negatives(i)) for i in range(0, bag.num_samples, max(bag.num_samples // 300, 1))]
+        rows.append(
+            {name: stats[name] for name in ("bits", "entropy_bits", "bucket_mean")}
+            | {"bag_mean": np.mean(bags)}
+            | quality
+        )
+    return pd.DataFrame(rows).drop(columns="anchors")
+
+
+def bag_quality(
+    bag: BagOfNegatives, embeddings: Tensor, *, k: int = 10, anchors: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """A bag of negatives against the exact nearest negatives over the whole set (faiss).
+
+    Args:
+        bag: a bag whose table holds the samples.
+        embeddings: ``(num_samples, dim)`` of all samples, by the encoder as it is now.
+        k: how many nearest negatives of an anchor to look for.
+        anchors: number of samples to look at, drawn with ``seed`` from those whose bag is not empty.
+        seed: seed of the choice of anchors and of negatives.
+
+    Returns:
+        ``found`` the share of an anchor's k nearest negatives that its bag holds; ``found_by_chance`` what a random bag
+        of the same size would hold; ``relative_rank`` the mean distance rank of a drawn negative among all
+        negatives, in 0 (nearest) to 1 (farthest), 0.5 for random ones; ``anchors`` how many were looked at.
+
+    Raises:
+        ValueError: if there is not one embedding for each sample, or every bag is empty.
+    """
+    import faiss
+
+    if len(embeddings) != bag.num_samples:
+        raise ValueError(
+            f"embeddings has length {len(embeddings)}; give one row for each of {bag.num_samples} samples."
+        )
+    rng = np.random.default_rng(seed)
+    vectors = np.ascontiguousarray(embeddings.detach().cpu().float().numpy())
+    index = faiss.IndexFlatL2(vectors.shape[1])
+    index.add(vectors)  # pyright: ignore[reportCallIssue]
+    chosen = [i for i in rng.permutation(bag.num_samples)[: 2 * anchors] if len(bag.negatives(i))][:anchors]
+    if not chosen:
+        raise ValueError("Every bag is empty; update the bag with some batches first.")
+    found, by_chance, rank = [], [], []
+    for i in chosen:
+        members = bag.negatives(i)
+        others = np.flatnonzero(bag.class_of != bag.class_of[i])
+        own = bag.num_samples - len(others)
+        _, near = index.search(vectors[i : i + 1], min(k + own, bag.num_samples))  # pyright: ignore[reportCallIssue]
+        nearest = near[0][bag.class_of[near[0]] != bag.class_of[i]][:k]
+        found.append(np.isin(nearest, members).mean())
+        by_chance.append(len(members) / len(others))
+        distances = np.square(vectors - vectors[i]).sum(axis=1)
+        drawn = rng.choice(members)
+        rank.append((distances[others] < distances[drawn]).mean())
+    return {
+        "found": float(np.mean(found)),
+        "found_by_chance": float(np.mean(by_chance)),
+        "relative_rank": float(np.mean(rank)),
+        "anchors": len(chosen),
+    }
+
+
+def hash_everything(bag: BagOfNegatives, embeddings: Tensor, *, batch_size: int = 256, passes: int = 1) -> None:
+    """Update a bag with the embeddings of all samples, in random order: a table without stale codes."""
+    generator = torch.Generator().manual_seed(bag.seed)
+    for _ in range(passes):
+        for indices in torch.randperm(len(embeddings), generator=generator).split(batch_size):
+            bag.update(indices, embeddings[indices])
+
+
+def code_staleness(bag: BagOfNegatives, embeddings: Tensor) -> float:
+    """Share of seen samples whose code in the table is not the one that their embedding of now would get."""
+    stored = torch.from_numpy(bag.table.codes(np.arange(bag.num_samples)))
+    return float((bag.hasher.encode(embeddings) != stored)[stored != UNSEEN].float().mean())
+
+
+def embed_all(encoder: nn.Module, dataset: ImageSet) -> Tensor:
+    """Embeddings of a data set: ``(num_samples, dim)``."""
+    return embed(encoder, dataset)[0]
+
+
+def mixed_buckets(bag: BagOfNegatives, count: int, *, least: int = 8, seed: int = 0) -> list[NDArray[np.int64]]:
+    """Members of ``count`` random buckets, of those with at least ``least`` samples and three classes."""
+    rng = np.random.default_rng(seed)
+    chosen: list[NDArray[np.int64]] = []
+    for code in rng.permutation(2**bag.bits):
+        members = bag.table.bucket(code)
+        if len(members) >= least and len(np.unique(bag.class_of[members])) >= 3:
+            chosen.append(rng.permutation(members))
+        if len(chosen) == count:
+            break
+    return chosen
+
+
+def nearest_negatives(bag: BagOfNegatives, embeddings: Tensor, anchor: int, k: int) -> NDArray[np.int64]:
+    """The exact ``k`` nearest samples of other classes, over the whole set."""
+    distances = (embeddings - embeddings[anchor]).norm(dim=1).numpy()
+    distances[bag.class_of == bag.class_of[anchor]] = np.inf
+    return np.argsort(distances)[:k]
+
+
+def nearest_images(embeddings: Tensor, queries: NDArray[np.int64], *, k: int = 10) -> NDArray[np.int64]:
+    """The nearest of all other samples to each query, nearest first, ``(len(queries), k)``.
+
+    Args:
+        embeddings: ``(num_samples, dim)``.
+        queries: positions in ``embeddings``.
+        k: how many.
+    """
+    distances = torch.cdist(embeddings[queries], embeddings)  # (queries, num_samples)
+    distances[torch.arange(len(queries)), torch.as_tensor(queries)] = torch.inf
+    return distances.topk(min(k, distances.shape[1]), largest=False).indices.numpy()

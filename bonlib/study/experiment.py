@@ -1,0 +1,258 @@
+"""One run of the study: from a config to a record."""
+
+import json
+import os
+import resource
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bonlib.bag import default_bits
+from bonlib.core.checks import check_device, real_number, whole_number
+from bonlib.core.distributed import rank
+from bonlib.core.hashes import make_hasher
+from bonlib.core.miner import Form
+from bonlib.core.paths import results_dir
+from bonlib.datasets import load_dataset
+from bonlib.miners import make_miner
+from bonlib.study.analysis import bag_of, bag_quality
+from bonlib.study.records import config_key, provenance, save_run
+from bonlib.training.checkpoint import Progress
+from bonlib.training.embed import embed
+from bonlib.training.encoders import make_encoder
+from bonlib.training.loop import PARTS, Precision, Schedule, Step, fit
+from bonlib.training.losses import make_loss
+from bonlib.training.metrics import evaluate
+
+CHECKPOINT_EVERY = 50  # steps
+_USUAL_LOSS = {"set": "batch-hard", "triplet": "triplet", "pair": "contrastive"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that decides what a run does. Two runs that differ only in ``miner`` differ in nothing but the batches."""
+
+    name: str = ""  # of the method in tables and figures; empty: made of miner, form and loss
+    dataset: str = "glyphs"
+    dataset_options: dict[str, Any] = field(default_factory=dict)  # of the data set's class, such as draws
+    identities: int | None = None  # train on so many, drawn with the seed; None: all
+    label_noise: float = 0.0  # share of the training images that bear a wrong label, drawn with the seed
+    encoder: str = "small"
+    encoder_options: dict[str, Any] = field(default_factory=dict)  # of a torchvision backbone, such as weights
+    dim: int = 64  # width of the embeddings
+    miner: str = "bag"
+    bits: int | None = None  # of the code; None: by the number of samples
+    miner_options: dict[str, Any] = field(
+        default_factory=dict
+    )  # of the miner's class, such as bags; hasher_options of the hash
+    form: Form = "set"
+    loss: str = ""  # empty: the usual one of the form
+    margin: float | None = None  # None: the usual one of the loss
+    loss_options: dict[str, Any] = field(default_factory=dict)  # of the loss, such as memory_size
+    loss_lr: float | None = None  # of the loss's own parameters, such as proxies; None: as the encoder's
+    batch_size: int = 132  # 33×4, 44×3: one size for all forms, so that all see the same number of images
+    per_class: int = 4  # in sets
+    steps: int = 2500
+    lr: float = 1e-3
+    schedule: Schedule = "constant"
+    evaluate_every: int | None = None  # steps; None: ten times in all, at most every 50 steps
+    precision: Precision = "float32"
+    device: str = "cpu"
+    workers: int = 0  # processes that decode images, for a data set that is not in memory
+    measure_bags: bool = False  # compare the bags in the end with the exact nearest negatives
+    test: bool = True  # whether to evaluate on the test classes in the end; choices are made without
+    seed: int = 0  # of initial weights and batches; the data set and its split have a seed of their own
+
+    def __post_init__(self) -> None:
+        if not self.loss:
+            object.__setattr__(self, "loss", _USUAL_LOSS.get(self.form, ""))
+        for name, least in (("steps", 1), ("batch_size", 1), ("per_class", 1), ("dim", 1), ("seed", 0), ("workers", 0)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        for name, least in (("lr", 0), ("label_noise", 0)):
+            object.__setattr__(self, name, real_number(name, getattr(self, name), least))
+        for name in ("margin", "loss_lr"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, real_number(name, getattr(self, name), 0))
+        for name in ("dataset_options", "encoder_options", "miner_options", "loss_options"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give a dictionary of options.")
+        if self.evaluate_every is None:
+            object.__setattr__(self, "evaluate_every", max(self.steps // 10, 50))
+        else:
+            object.__setattr__(self, "evaluate_every", whole_number("evaluate_every", self.evaluate_every, 0))
+
+
+class Experiment:
+    """A run: iterate over it to train, then :meth:`save` evaluates on the test classes and writes the record.
+
+    All splits are loaded before training, so that what is wrong with the data is found then.
+
+    Args:
+        config: what to do.
+        checkpoint: file to save to while training, and to go on from, where an earlier process or cell was stopped; it
+            is removed when the record is written.
+
+    Attributes:
+        config: what to do.
+        train, validation: data sets of disjoint classes.
+        encoder, miner, loss: what :func:`~bonlib.training.loop.fit` takes.
+        progress: what was measured so far; ``history`` and ``seconds`` are parts of it.
+
+    Raises:
+        ValueError, OSError: if a setting or the data are not as they should be.
+    """
+
+    def __init__(self, config: Config, checkpoint: Path | None = None) -> None:
+        self.config, self.checkpoint = config, checkpoint
+        check_device(config.device)
+        self.provenance = provenance()  # of the code as it was loaded, whatever is edited while it runs
+        self.train, self.validation = (
+            load_dataset(config.dataset, split, **config.dataset_options) for split in ("train", "validation")
+        )
+        if config.test:
+            load_dataset(config.dataset, "test", **config.dataset_options)
+        self._key = config_key(asdict(config))  # of the data as they are now
+        if config.identities is not None:
+            self.train = self.train.with_identities(config.identities, seed=config.seed)
+        if config.label_noise:
+            self.train = self.train.with_label_noise(config.label_noise, seed=config.seed)
+        if config.device.startswith("cuda") and not config.workers:
+            self.train = self.train.to(config.device)  # once, rather than batch by batch
+        self._make()
+
+    def _make(self) -> None:
+        """Encoder, miner and loss as they are before the first step."""
+        config = self.config
+        self.encoder = make_encoder(
+            config.encoder, dim=config.dim, in_channels=self.train.channels, seed=config.seed, **config.encoder_options
+        )
+        options = {name: getattr(config, name) for name in ("form", "batch_size", "per_class", "seed")}
+        if config.form == "set" and (most := self.train.num_classes * config.per_class) < config.batch_size:
+            text = f"{self.train.num_classes} training identities make batches of {most}, not {config.batch_size}."
+            warnings.warn(f"{text} With so few, expect no gain of hard negatives.", stacklevel=3)
+            options["batch_size"] = most
+        options |= config.miner_options | ({} if config.bits is None else {"bits": config.bits})
+        if own := options.pop("hasher_options", None):
+            bits = options.pop("bits", None) or default_bits(len(self.train))
+            options["hasher"] = make_hasher(options["hasher"], config.dim, bits, seed=config.seed, **own)
+        self.miner = make_miner(config.miner, self.train.labels, config.dim, **options)
+        self.loss = make_loss(
+            config.loss, config.form, margin=config.margin, seed=config.seed,
+            dim=config.dim, num_classes=self.train.num_classes, margins=getattr(self.miner, "margins", None),
+            **config.loss_options,
+        )  # fmt: skip
+        self.progress = Progress(seconds=dict.fromkeys(PARTS, 0.0))
+        self._begun = False
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """What was measured at the steps that evaluated."""
+        return self.progress.history
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by part, over all steps so far."""
+        return self.progress.seconds
+
+    def __iter__(self) -> Iterator[Step]:
+        """Train to the last step: from the first, or from the checkpoint where there is one."""
+        if self._begun:  # stopped before, perhaps between two checkpoints
+            self._make()
+        self._begun = True
+        torch.manual_seed(self.config.seed)  # some losses of pytorch-metric-learning draw from the global generator
+        yield from fit(
+            self.encoder, self.train, self.miner, self.loss,
+            steps=self.config.steps, lr=self.config.lr, loss_lr=self.config.loss_lr, schedule=self.config.schedule,
+            device=self.config.device, precision=self.config.precision, workers=self.config.workers,
+            validation=self.validation, evaluate_every=self.config.evaluate_every or 0, progress=self.progress,
+            checkpoint=self.checkpoint, checkpoint_every=CHECKPOINT_EVERY if self.checkpoint else 0,
+        )  # fmt: skip
+
+    def save(self, sweep: str) -> Path:
+        """Evaluate on the test classes, if asked to, and write the record into the folder ``sweep``; returns it."""
+        metrics, data = {}, {"identities": self.train.num_classes, "images": len(self.train)}
+        if self.config.test:
+            test = load_dataset(self.config.dataset, "test", **self.config.dataset_options)
+            metrics = evaluate(self.encoder, test, device=self.config.device, workers=self.config.workers)
+            data |= {"test_identities": test.num_classes, "test_images": len(test)}
+        quality = {}
+        bag = bag_of(self.miner)
+        if self.config.measure_bags and bag is not None:
+            embeddings, _ = embed(self.encoder, self.train, device=self.config.device, workers=self.config.workers)
+            quality = bag_quality(bag, embeddings, anchors=500, seed=self.config.seed)
+        # Linux counts the peak in KiB, macOS in bytes.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+        saved = save_run(
+            asdict(self.config),
+            sweep,
+            key=self._key,
+            metrics=metrics,
+            data=data | {"source": self.train.source, "fingerprint": self.train.fingerprint},
+            miner_stats=self.miner.stats(),
+            bags=quality,
+            seconds=self.seconds,
+            peak_memory_gib=round(peak, 3),
+            history=self.history,
+            provenance=self.provenance,
+        )
+        if self.checkpoint:
+            self.checkpoint.unlink(missing_ok=True)
+        return saved
+
+
+def make_config(settings: dict[str, Any]) -> Config:
+    """A config from plain settings.
+
+    Raises:
+        ValueError: if there is no such setting, or a value is out of its range.
+    """
+    known = {entry.name for entry in fields(Config)}
+    if unknown := sorted(set(settings) - known):
+        raise ValueError(
+            f"There is no setting {', '.join(map(repr, unknown))}; allowed are {', '.join(sorted(known))}."
+        )
+    return Config(**settings)
+
+
+def checkpoint_path(config: Config, sweep: str) -> Path:
+    """Where the checkpoint of a run is kept: ``checkpoints/`` in the folder of its sweep, by the key of its config."""
+    return results_dir() / sweep / "checkpoints" / f"{config_key(asdict(config))}.pt"
+
+
+def main(settings: str, sweep: str) -> None:
+    """Do a run and write its record; under torchrun with all its processes, NCCL on GPUs and gloo on the CPU.
+
+    Args:
+        settings: a :class:`Config` as JSON.
+        sweep: folder of the record.
+    """
+    config = make_config(json.loads(settings))
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1:
+        on_gpu = config.device.startswith("cuda")
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=10))
+        if on_gpu:
+            config = replace(config, device=f"cuda:{os.environ['LOCAL_RANK']}")
+            torch.cuda.set_device(config.device)
+    # The key is of the settings as they were given: ranks differ in the device.
+    experiment = Experiment(config, checkpoint_path(make_config(json.loads(settings)), sweep))
+    for _ in experiment:
+        pass
+    if rank() == 0:
+        experiment.save(sweep)
+    if processes > 1:
+        dist.barrier()  # nobody leaves while rank 0 measures
+        dist.destroy_process_group()
+
+
+if (
+    __name__ == "__main__"
+):  # python -m bonlib.study.experiment '{"miner": "bag"}' sweep, or torchrun … -m bonlib.study.experiment …
+    main(*sys.argv[1:])

@@ -1,0 +1,290 @@
+"""Look into buckets: an anchor, its code, its bag and the truth by exact search, as a figure or to click through."""
+# ipywidgets' traits are typed more loosely than they behave:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+
+import base64
+import io
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bonlib.core.kernels import UNSEEN
+from bonlib.datasets.images import ImageSet
+from bonlib.study.analysis import bag_of, embed_all
+from bonlib.study.experiment import Experiment
+from bonlib.study.figures.images import show_image
+from bonlib.study.figures.style import INK, MINER_COLOURS, MUTED, use_style
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from ipywidgets import VBox
+
+use_style()
+_MOST_NAMES = 3000  # that the search field offers
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Codes and embeddings of all samples at one step of a training."""
+
+    step: int
+    codes: NDArray[np.int32]  # (num_samples,) as the table had them, -1 for a sample not yet seen
+    embeddings: Tensor  # (num_samples, dim) half precision, of the encoder as it was
+
+
+class Story:
+    """What a training with BoN looked like at some of its steps, for the explorer.
+
+    Args:
+        experiment: a run whose miner is a :class:`~bonlib.bag.BagOfNegatives`.
+
+    Attributes:
+        moments: what was remembered, in order of the steps.
+
+    Raises:
+        ValueError: if the run's miner has no buckets.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        bag = bag_of(experiment.miner)
+        if bag is None:
+            raise ValueError(f"miner is {experiment.config.miner!r}, which has no buckets; explore a run of 'bag'.")
+        self._encoder, self._bag = experiment.encoder, bag
+        self.dataset, self.bits = experiment.train, bag.bits
+        self.moments: list[Moment] = []
+
+    def remember(self, step: int) -> None:
+        """Keep codes and embeddings as they are now; embeds the whole data set."""
+        codes = self._bag.table.codes(np.arange(len(self.dataset)))
+        embeddings = embed_all(self._encoder, self.dataset).half().cpu()
+        self.moments.append(Moment(step, codes.astype(np.int32), embeddings))
+
+
+@dataclass(frozen=True)
+class View:
+    """The bag of one anchor at one moment, nearest first, beside what an exact search finds."""
+
+    anchor: int
+    step: int
+    code: str  # bits, the highest first; empty where the anchor has none yet
+    bag: Ids  # negatives in the anchor's bucket
+    bag_ranks: Ids  # place of each among all negatives by distance, from 1
+    positives: Ids  # of the anchor's class in its bucket
+    nearest: Ids  # the exact nearest negatives
+    negatives: int  # of the whole set
+
+
+def look(story: Story, anchor: int, moment: int = -1, *, nearest: int = 12) -> View:
+    """The bucket of an anchor at a moment, against exact search over the whole set.
+
+    Args:
+        story: moments of a training.
+        anchor: dataset index.
+        moment: which of the story's moments.
+        nearest: how many exact nearest negatives to find.
+
+    Raises:
+        ValueError: if there is no such sample or no moment is remembered.
+    """
+    if not story.moments:
+        raise ValueError("story has no moments; call story.remember(step) while training, or after it.")
+    if not 0 <= anchor < len(story.dataset):
+        raise ValueError(f"anchor is {anchor}; allowed are 0 to {len(story.dataset) - 1}.")
+    seen, labels = story.moments[moment], story.dataset.labels.numpy()
+    embeddings = seen.embeddings
+    distances = (embeddings.float() - embeddings[anchor].float()).norm(dim=1).numpy()
+    others = np.flatnonzero(labels != labels[anchor])
+    order = others[np.argsort(distances[others], kind="stable")]
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[order] = np.arange(1, len(order) + 1)
+    code = int(seen.codes[anchor])
+    members = np.flatnonzero(seen.codes == code) if code != UNSEEN else np.empty(0, dtype=np.int64)
+    bag, own = members[labels[members] != labels[anchor]], members[labels[members] == labels[anchor]]
+    bag, own = bag[np.argsort(rank[bag])], own[own != anchor]
+    own = own[np.argsort(distances[own])]
+    bits = f"{code:0{story.bits}b}" if code != UNSEEN else ""
+    return View(anchor, seen.step, bits, bag, rank[bag], own, order[:nearest], len(order))
+
+
+def over_time(story: Story, anchor: int) -> "pd.DataFrame":
+    """The bag of one anchor at each moment: ``step``, its ``code``, ``negatives``, and their best and median rank."""
+    import pandas as pd
+
+    views = [look(story, anchor, moment) for moment in range(len(story.moments))]
+    rows = [
+        {
+            "step": view.step,
+            "code": view.code,
+            "negatives": len(view.bag),
+            "best rank": int(view.bag_ranks[0]) if len(view.bag) else None,
+            "median rank": float(np.median(view.bag_ranks)) if len(view.bag) else None,
+            "of": view.negatives,
+        }
+        for view in views
+    ]
+    return pd.DataFrame(rows).set_index("step")
+
+
+def crowded_anchor(story: Story, *, seed: int = 0) -> int:
+    """A sample, drawn among those whose last bag has at least eight negatives of three classes, or any sample."""
+    codes, labels = story.moments[-1].codes, story.dataset.labels.numpy()
+    rng = np.random.default_rng(seed)
+    for anchor in rng.permutation(np.flatnonzero(codes != UNSEEN))[:500]:
+        members = np.flatnonzero((codes == codes[anchor]) & (labels != labels[anchor]))
+        if len(members) >= 8 and len(np.unique(labels[members])) >= 3:
+            return int(anchor)
+    return int(rng.integers(0, len(labels)))
+
+
+def draw_view(story: Story, view: View, *, columns: int = 12, most: int = 24) -> Figure:
+    """A view as a figure: the anchor framed, its code, positives apart, the bag and the exact nearest negatives.
+
+    Args:
+        story: where the images are from.
+        view: as :func:`look` gives it.
+        columns: images in a row.
+        most: images of the bag.
+    """
+    rows: list[tuple[str, list[tuple[int, str, str]]]] = []
+    names = _names(story.dataset)
+    first = [(view.anchor, names[view.anchor], INK)]
+    first += [(int(i), names[i], MINER_COLOURS["random"]) for i in view.positives[: columns - 1]]
+    rows.append(("anchor and, of its\nclass, its bucket", first))
+    shown = [
+        (int(i), f"{names[i]}  {rank}.", MINER_COLOURS["bag"])
+        for i, rank in zip(view.bag[:most], view.bag_ranks, strict=False)
+    ]
+    for start in range(0, max(len(shown), 1), columns):
+        rows.append(("its bag: name and rank\nby exact search" if start == 0 else "", shown[start : start + columns]))
+    in_bag = set(view.bag.tolist())
+    exact = [(int(i), names[i], MINER_COLOURS["bag"] if i in in_bag else MUTED) for i in view.nearest[:columns]]
+    rows.append(("exact nearest\n(orange: in the bag)", exact))
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(0.72 * columns + 1.7, 0.95 * len(rows) + 0.5), squeeze=False
+    )
+    for r, (title, cells) in enumerate(rows):
+        axes[r, 0].text(
+            -0.25, 0.5, title, transform=axes[r, 0].transAxes, ha="right", va="center", fontsize=8, color=INK
+        )
+        for c, ax in enumerate(axes[r]):
+            ax.set(xticks=[], yticks=[])
+            ax.grid(visible=False)
+            ax.spines[:].set(visible=c < len(cells), linewidth=2)
+            if c < len(cells):
+                sample, name, colour = cells[c]
+                show_image(ax, story.dataset.pixels([sample])[0])
+                ax.spines[:].set_color(colour)
+                ax.set_xlabel(name, fontsize=7, labelpad=2)
+    figure.suptitle(_title(view), x=0.01, ha="left", fontsize=10)
+    return figure
+
+
+class Explorer:
+    """The same view to click through in JupyterLab: choose an anchor, move through time, click an image to go there.
+
+    Args:
+        story: moments of a training.
+        anchor: sample to begin with.
+        most: images of the bag.
+
+    Attributes:
+        box: the widget to display.
+        view: what is shown.
+    """
+
+    def __init__(self, story: Story, anchor: int | None = None, *, most: int = 24) -> None:
+        import ipywidgets as widgets
+
+        self._story, self._most, self._rng = story, most, np.random.default_rng(0)
+        self._names = _names(story.dataset)
+        steps = [(f"step {moment.step}", i) for i, moment in enumerate(story.moments)]
+        self.time = widgets.SelectionSlider(
+            options=steps, value=len(steps) - 1, description="time", continuous_update=False
+        )
+        self.search = widgets.Combobox(
+            placeholder="type a class name, press Enter", options=story.dataset.class_names[:_MOST_NAMES],
+            description="class", continuous_update=False,
+        )  # fmt: skip
+        self.random = widgets.Button(description="random anchor", icon="random")
+        self.heading = widgets.HTML()
+        self.images = widgets.VBox()
+        self._style = widgets.HTML()
+        controls = widgets.HBox([self.time, self.search, self.random], layout={"flex_flow": "row wrap"})
+        self.box: VBox = widgets.VBox([controls, self.heading, self._style, self.images])
+        self.view: View
+        self.time.observe(lambda change: self.show(), "value")
+        self.search.observe(lambda change: self._find(change["new"]), "value")
+        self.random.on_click(lambda button: self.show(int(self._rng.integers(0, len(story.dataset)))))
+        self.show(crowded_anchor(story) if anchor is None else anchor)
+
+    def show(self, anchor: int | None = None) -> None:
+        """Show an anchor, by default the same as before, at the time that the slider tells."""
+        self.view = look(self._story, self.view.anchor if anchor is None else anchor, self.time.value)
+        view = self.view
+        self.heading.value = f"<b>{_title(view)}</b>"
+        own = np.r_[view.anchor, view.positives[:11]]
+        bag = view.bag[: self._most]
+        shown = {int(i) for ids in (own, bag, view.nearest) for i in ids}
+        self._style.value = "<style>" + "".join(map(self._rule, sorted(shown))) + "</style>"
+        self.images.children = [
+            *self._row("anchor, then its class in the bucket", own, {view.anchor}),
+            *self._row("its bag: class and rank by exact search", bag, set()),
+            *self._row("exact nearest negatives; thick frame: in the bag", view.nearest, set(view.bag.tolist())),
+        ]
+
+    def _row(self, title: str, ids: Ids, framed: set[int]) -> list[Any]:
+        import ipywidgets as widgets
+
+        ranks, buttons = dict(zip(self.view.bag.tolist(), self.view.bag_ranks.tolist(), strict=True)), []
+        for i in ids.tolist():
+            told = f"{self._names[i]}  {ranks[i]:,}." if i in ranks else self._names[i]
+            # A button whose background is the image: a click on the image makes it the anchor.
+            colour = INK if i == self.view.anchor else MINER_COLOURS["bag"]
+            border = f"3px solid {colour}" if i in framed else f"1px solid {MUTED}"
+            button = widgets.Button(tooltip=told, layout={"width": "56px", "height": "56px", "border": border})
+            button.add_class(f"bonlib-{i}")
+            button.on_click(lambda button, i=i: self.show(i))
+            label = widgets.HTML(f'<div style="width:84px;text-align:center;line-height:1.2">{escape(told)}</div>')
+            buttons.append(widgets.VBox([button, label], layout={"align_items": "center"}))
+        empty = [] if buttons else [widgets.Label("none: this bucket holds no other class")]
+        return [widgets.HTML(f"<i>{title}</i>"), widgets.HBox(buttons or empty, layout={"flex_flow": "row wrap"})]
+
+    def _rule(self, sample: int) -> str:
+        picture = f"url(data:image/png;base64,{_png(self._story.dataset.pixels([sample])[0])})"
+        return f".bonlib-{sample}{{background:{picture} center/contain no-repeat !important}}"
+
+    def _find(self, name: str) -> None:
+        """Make a random sample of the class of that name the anchor; a name that is none is left alone."""
+        names = self._story.dataset.class_names
+        if name in names:
+            members = np.flatnonzero(self._story.dataset.labels.numpy() == names.index(name))
+            self.show(int(self._rng.choice(members)))
+
+
+def _title(view: View) -> str:
+    code = f"code {view.code}" if view.code else "no code yet"
+    bag = f"{len(view.bag)} negatives in its bag"
+    best = f", the nearest is number {view.bag_ranks[0]} of {view.negatives:,}" if len(view.bag) else ""
+    return f"step {view.step} · {code} · {bag}{best}"
+
+
+def _names(dataset: ImageSet) -> list[str]:
+    """The class name of each sample."""
+    return [dataset.class_names[label] for label in dataset.labels.tolist()]
+
+
+def _png(image: NDArray[np.uint8]) -> str:
+    """An image ``(channels, height, width)`` as base64 of a PNG; grey ones dark where the value is high."""
+    from PIL import Image
+
+    pixels = image.transpose(1, 2, 0) if len(image) == 3 else 255 - image[0]
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,212 @@
+"""Methods side by side, from the records of runs."""
+# pandas is typed more loosely than it behaves:
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportIndexIssue=false
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bonlib.study.figures.style import ACCENTS, FORM_DASHES, INK, MINER_COLOURS, MUTED
+from bonlib.study.names import method_name
+from bonlib.study.statistics import mean_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_AXES = {"images": "training images seen", "training_seconds": "training seconds, evaluation left out"}
+
+
+def compare(history: "pd.DataFrame", x: str, metric: str = "recall@1") -> Figure:
+    """A validation metric of all methods against images seen or seconds: mean over seeds, shaded 95 % interval.
+
+    Args:
+        history: as :func:`~bonlib.study.records.load_history` gives it.
+        x: ``"images"`` or ``"training_seconds"``.
+        metric: column to draw.
+    """
+    figure, ax = plt.subplots(figsize=(6.8, 4.0))
+    for name, runs in history.groupby("method", sort=False):
+        _band(ax, runs, x, metric, str(name))
+    ax.set(xlabel=_AXES.get(x, x), ylabel=f"{metric}, validation classes")
+    ax.legend(loc="lower right")
+    return figure
+
+
+def opponents(history: "pd.DataFrame", x: str, references: Sequence[str], metric: str = "recall@1") -> Figure:
+    """A panel for each method: its curve over those of the references, which are drawn in every panel.
+
+    Args:
+        history: as :func:`~bonlib.study.records.load_history` gives it.
+        x: ``"images"`` or ``"training_seconds"``.
+        references: names of methods.
+        metric: column to draw.
+    """
+    last = history[history["step"] == history["step"].max()].groupby("method")[metric].mean()
+    others = last.drop(list(references), errors="ignore").sort_values(ascending=False).index
+    columns = 4
+    rows = -(-len(others) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(10.5, 1.8 * rows + 0.8), sharex=True, sharey=True, squeeze=False
+    )
+    for ax, name in zip(axes.flat, others, strict=False):
+        for reference in references:
+            _band(ax, history[history["method"] == reference], x, metric, reference, linewidth=1)
+        _band(ax, history[history["method"] == name], x, metric, str(name), linewidth=2.2)
+        ax.set_title(name, fontsize=9)
+    for ax in axes.flat[len(others) :]:
+        ax.set_axis_off()
+    for column in range(columns):  # the lowest panel of a column bears the numbers, even where the row below ends early
+        axes[(len(others) - 1 - column) // columns, column].tick_params(labelbottom=True)
+    lines, names = axes[0, 0].get_legend_handles_labels()
+    names = [f"{name} (thin, in every panel)" for name in names[:-1]]
+    figure.legend(lines[:-1], names, loc="outside upper center", ncols=len(references), fontsize=9)
+    figure.supxlabel(_AXES.get(x, x), fontsize=10)
+    figure.supylabel(f"{metric}, validation classes", fontsize=10)
+    return figure
+
+
+def _band(ax: Axes, runs: "pd.DataFrame", x: str, metric: str, name: str, linewidth: float = 1.5) -> None:
+    points = [(group[x].mean(), *mean_interval(group[metric].tolist())[:3]) for _, group in runs.groupby("step")]
+    at, mean, low, high = np.array(points).T
+    colour = MINER_COLOURS.get(runs["miner"].iloc[0], MUTED)
+    dash = FORM_DASHES[runs["form"].iloc[0]]
+    ax.plot(at, mean, color=colour, linestyle=dash, label=name, linewidth=linewidth)
+    if not np.isnan(low).all():
+        ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def final_scores(runs: "pd.DataFrame", metric: str = "metrics.recall@1") -> Figure:
+    """A metric of all methods, the best on top: a dot a seed, a bar for the 95 % interval of the mean.
+
+    Args:
+        runs: as :func:`~bonlib.study.records.load_runs` gives them.
+        metric: column to draw, on test classes (``metrics.…``) or validation classes (``validation.…``).
+    """
+    groups = sorted(runs.groupby("method", sort=False), key=lambda item: item[1][metric].mean())
+    figure, ax = plt.subplots(figsize=(6.8, 0.36 * len(groups) + 1.1))
+    for y, (_, group) in enumerate(groups):
+        colour = MINER_COLOURS.get(group["miner"].iloc[0], MUTED)
+        mean, low, high, count = mean_interval(group[metric].tolist())
+        if count > 1:
+            ax.plot([low, high], [y, y], color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt")
+        ax.plot(group[metric], [y] * len(group), "o", color=colour, markersize=4)
+        right = max(group[metric].max(), high) if count > 1 else group[metric].max()
+        ax.annotate(f"{mean:.3f}", (right, y), (6, 0), textcoords="offset points", va="center")
+    ax.set(
+        yticks=range(len(groups)),
+        xlabel=f"{metric.partition('.')[2]}, {metric.partition('.')[0].replace('metrics', 'unseen test')} classes",
+        ylim=(-0.6, len(groups) - 0.4),
+    )
+    ax.set_yticklabels([name for name, _ in groups])
+    ax.margins(x=0.12)
+    return figure
+
+
+def leads(table: "pd.DataFrame", method: str) -> Figure:
+    """What a method is ahead of each other one, with its 95 % interval; to the right of zero it is ahead.
+
+    Args:
+        table: as :func:`~bonlib.study.statistics.against` gives it.
+        method: its name.
+    """
+    figure, ax = plt.subplots(figsize=(6.8, 0.34 * len(table) + 1.1))
+    colours = {"ahead": MINER_COLOURS["bag"], "level": MUTED, "behind": INK}
+    markers = {"ahead": ">", "level": "o", "behind": "<"}
+    for y, (_, row) in enumerate(table.iterrows()):
+        colour, marker = colours.get(row["verdict"], MUTED), markers.get(row["verdict"], "o")
+        ax.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, linewidth=2)
+        ax.plot(100 * row["lead"], y, marker, color=colour, markersize=7)
+    ax.axvline(0, color=INK, linewidth=1)
+    ax.set(yticks=range(len(table)), ylim=(len(table) - 0.4, -0.6), xlabel=f"points by which {method} leads")
+    ax.set_yticklabels(table.index)
+    return figure
+
+
+def costs(table: "pd.DataFrame") -> Figure:
+    """Milliseconds of a step by part, one bar a method, cheapest on top.
+
+    Args:
+        table: as :func:`~bonlib.study.statistics.cost_table` gives it.
+    """
+    table = table.sort_values("total", ascending=False)
+    figure, ax = plt.subplots(figsize=(7.6, 0.34 * len(table) + 1.2))
+    parts = {
+        "compute": ("#C9C9C9", ""),
+        "data": (ACCENTS[3], ""),
+        "draw": (ACCENTS[1], "//"),
+        "hash": (ACCENTS[2], "\\\\"),
+    }
+    parts["refresh"] = (ACCENTS[0], "..")
+    left = np.zeros(len(table))
+    for part, (colour, hatch) in parts.items():
+        ax.barh(table.index, table[part], left=left, color=colour, hatch=hatch, edgecolor="white", label=part)
+        left += table[part].to_numpy()
+    for y, (total, share) in enumerate(zip(table["total"], table["miner_share"], strict=True)):
+        ax.annotate(f"{share:.1%} mining", (total, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.set(xlabel="milliseconds a step", xlim=(0, 1.18 * table["total"].max()))
+    ax.legend(ncols=5, fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1))
+    return figure
+
+
+def over(
+    runs: "pd.DataFrame", x: str, xlabel: str, metric: str = "validation.recall@1", *, log: bool = False
+) -> Figure:
+    """A metric against a setting, one line a miner: mean over seeds and its 95 % interval.
+
+    Args:
+        runs: as :func:`~bonlib.study.records.load_runs` gives them.
+        x: column of the setting, numbers.
+        xlabel: what it is called.
+        metric: column to draw.
+        log: a logarithmic axis.
+    """
+    figure, ax = plt.subplots(figsize=(6.0, 3.6))
+    for (miner, form), group in runs.groupby(["miner", "form"], sort=False):
+        points = [(at, *mean_interval(part[metric].tolist())[:3]) for at, part in group.groupby(x)]
+        at, mean, low, high = np.array(points, dtype=float).T
+        colour = MINER_COLOURS.get(str(miner), MUTED)
+        style: dict[str, Any] = {"color": colour, "linestyle": FORM_DASHES[str(form)], "marker": "o", "capsize": 3}
+        ax.errorbar(at, mean, yerr=[mean - low, high - mean], label=method_name(str(miner), str(form)), **style)
+    if log:
+        ax.set_xscale("log")
+        ax.minorticks_off()
+    ticks = sorted(runs[x].unique())
+    ax.set(xlabel=xlabel, ylabel=f"{metric.partition('.')[2]}, validation classes", xticks=ticks)
+    ax.set_xticklabels([f"{tick:,g}" for tick in ticks])
+    ax.legend()
+    return figure
+
+
+def hashes(table: "pd.DataFrame") -> Figure:
+    """What each hash does, side by side: recall reached, entropy, balance, churn, nearest negatives found.
+
+    Args:
+        table: one run a row, with ``method`` and the columns of a bag's statistics.
+    """
+    columns = {
+        "validation.recall@1": "recall@1 reached",
+        "miner_stats.entropy_bits": "entropy, bits",
+        "miner_stats.balance": "balance of bits",
+        "miner_stats.churn": "churn",
+        "bags.found": "nearest found",
+    }
+    order = table.groupby("method")["validation.recall@1"].mean().sort_values().index
+    figure, axes = plt.subplots(1, len(columns), figsize=(11, 0.36 * len(order) + 1.3), sharey=True)
+    for ax, (column, title) in zip(axes, columns.items(), strict=True):
+        for y, name in enumerate(order):
+            values = table.loc[table["method"] == name, column].dropna()
+            mean, low, high, seeds = mean_interval(values.tolist()) if len(values) else (np.nan,) * 4
+            colour = MINER_COLOURS["bag"] if name == "autoencoder (ours)" else MUTED
+            if seeds > 1:
+                ax.plot([low, high], [y, y], color=colour, linewidth=5, alpha=0.3, solid_capstyle="butt")
+            ax.plot(mean, y, "o", color=colour, markersize=5)
+        ax.set(title=title)
+        ax.margins(x=0.15)
+    axes[0].set(yticks=range(len(order)), ylim=(-0.6, len(order) - 0.4))
+    axes[0].set_yticklabels(order)
+    return figure

@@ -1,0 +1,71 @@
+"""What data sets and numbers of identities do to the lead of a miner."""
+# pandas is typed more loosely than it behaves:
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportIndexIssue=false
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from bonlib.study.figures.style import INK, MINER_COLOURS, MUTED
+from bonlib.study.names import method_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def across(table: "pd.DataFrame", miner: str = "bag", baseline: str = "random") -> Figure:
+    """Data sets in rows, fewest identities on top: what two miners reach, and the lead with its 95 % interval.
+
+    Args:
+        table: as :func:`~bonlib.study.statistics.leads_by` gives it.
+        miner: whose lead it is.
+        baseline: over which miner.
+    """
+    figure, (values, lead) = plt.subplots(1, 2, figsize=(9.2, 0.55 * len(table) + 1.5), sharey=True)
+    rows = range(len(table))
+    values.hlines(rows, table[baseline], table[miner], color=MUTED, linewidth=1)
+    for name, marker in ((baseline, "s"), (miner, "o")):
+        values.plot(table[name], rows, marker, color=MINER_COLOURS[name], markersize=7, label=method_name(name, "set"))
+    values.set(xlabel="R@1, unseen classes", yticks=rows, ylim=(len(table) - 0.4, -0.6))
+    values.set_yticklabels([
+        f"{name}\n{row['identities']:,.0f} identities, {row['steps']:,.0f} steps" for name, row in table.iterrows()
+    ])  # fmt: skip
+    values.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    lead.hlines(rows, 100 * table["low"], 100 * table["high"], color=MINER_COLOURS[miner], linewidth=2)
+    lead.plot(100 * table["lead"], rows, "o", color=MINER_COLOURS[miner], markersize=7)
+    for y, (mean, high) in enumerate(zip(100 * table["lead"], 100 * table["high"], strict=True)):
+        at = mean if np.isnan(high) else high
+        lead.annotate(f"{mean:+.1f}", (at, y), (6, 0), textcoords="offset points", va="center")
+    lead.axvline(0, color=INK, linewidth=1)
+    lead.set(xlabel=f"lead, points of R@1 (95 % interval, {table['seeds'].min():.0f} seeds)")
+    lead.margins(x=0.22)
+    return figure
+
+
+def lead_over_identities(table: "pd.DataFrame", miner: str = "bag", baseline: str = "random") -> Figure:
+    """What two miners reach against the number of training identities, and the lead with its 95 % interval.
+
+    Args:
+        table: as :func:`~bonlib.study.statistics.leads_by` gives it.
+        miner: whose lead it is.
+        baseline: over which miner.
+    """
+    figure, (values, lead) = plt.subplots(1, 2, figsize=(9.2, 3.5))
+    for name, marker in ((baseline, "s"), (miner, "o")):
+        label = method_name(name, "set")
+        values.plot(table["identities"], table[name], marker=marker, color=MINER_COLOURS[name], label=label)
+    values.set(ylabel="R@1, unseen classes")
+    values.legend(loc="lower right")
+    low, high = (100 * (table["lead"] - table["low"]), 100 * (table["high"] - table["lead"]))
+    style: dict[str, Any] = {"color": MINER_COLOURS[miner], "marker": "o", "capsize": 3}
+    lead.errorbar(table["identities"], 100 * table["lead"], yerr=[low, high], **style)
+    lead.axhline(0, color=INK, linewidth=1)
+    lead.set(ylabel="lead, points of R@1")
+    for ax in (values, lead):
+        ax.set(xscale="log", xlabel="training identities", xticks=table["identities"])
+        ax.set_xticklabels([f"{count:,}" for count in table["identities"]])
+        ax.minorticks_off()
+    return figure

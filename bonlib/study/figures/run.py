@@ -1,0 +1,71 @@
+"""One run: its curves, and where its time went."""
+# pandas is typed more loosely than it behaves:
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportIndexIssue=false
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from bonlib.study.figures.style import ACCENTS, MINER_COLOURS, MUTED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def training_curves(
+    history: "pd.DataFrame",
+    metric: str = "recall@1",
+    *,
+    baseline: "pd.DataFrame | None" = None,
+    points: "pd.DataFrame | None" = None,
+) -> Figure:
+    """Loss, share of active tuples, entropy of the table (BoN) and a validation metric of one run over its steps.
+
+    Args:
+        history: one evaluation a row; may still be empty where ``points`` are given.
+        metric: column of the last panel.
+        baseline: ``step`` and ``metric`` of another miner, drawn beside as far as this run has steps.
+        points: ``step``, ``loss``, ``active``, ``miner.entropy_bits`` between the evaluations, where they are known.
+    """
+    fine = history if points is None else points
+    panels = {"loss": "loss", "active": "active tuples"}
+    panels |= {"miner.entropy_bits": "entropy of the table, bits"} if "miner.entropy_bits" in fine else {}
+    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(9.6, 2.7))
+    miner = history["miner"].iloc[0] if len(history) else "bag"
+    style: dict[str, Any] = {"color": MINER_COLOURS.get(miner, MUTED), "marker": "o", "markersize": 3}
+    for ax, (column, title) in zip(axes, panels.items(), strict=False):
+        ax.plot(fine["step"], fine[column], **style)
+        ax.set(title=title, xlabel="step")
+    axes[1].set_ylim(0, 1.03)
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1))
+    last = axes[-1]
+    last.set(title=f"validation {metric}", xlabel="step")
+    if len(history):
+        last.plot(history["step"], history[metric], **style)
+    if baseline is not None and len(baseline):
+        shown = baseline[baseline["step"] <= max(fine["step"].max(), baseline["step"].min())]
+        last.plot(shown["step"], shown[metric], color=MINER_COLOURS["random"], linestyle="--", marker="s", markersize=3)
+        # Curves rise: the lower right corner is free.
+        where = {"transform": last.transAxes, "ha": "right", "va": "bottom", "fontsize": 8}
+        last.text(0.98, 0.03, "dashed: random", color=MINER_COLOURS["random"], **where)
+    return figure
+
+
+def seconds_by_part(seconds: Mapping[str, float], steps: int) -> Figure:
+    """Milliseconds of a step by part, as one bar, with the share of the miner itself (draw + hash)."""
+    figure, ax = plt.subplots(figsize=(8.2, 1.5))
+    parts = {"draw": MINER_COLOURS["bag"], "hash": ACCENTS[2], "data": ACCENTS[3], "compute": MUTED}
+    if seconds.get("refresh"):
+        parts["refresh"] = ACCENTS[0]
+    left, total = 0.0, sum(seconds[part] for part in parts)
+    for part, colour in parts.items():
+        width = 1000 * seconds[part] / steps
+        ax.barh(0, width, left=left, color=colour, label=f"{part} {width:.1f} ms ({seconds[part] / total:.1%})")
+        left += width
+    ax.set(yticks=[], xlabel="milliseconds a step")
+    ax.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))
+    return figure

@@ -1,0 +1,286 @@
+"""Means over seeds with intervals, and differences paired by seed."""
+# pandas is typed more loosely than it behaves:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportIndexIssue=false
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_LEVEL = 0.05  # of significance, over all comparisons of a table
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % interval; NaN where one value does not tell."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    def __str__(self) -> str:
+        """Mean and half width of the interval; of one seed the value alone."""
+        return f"{self.mean:.3f}" + (f" ± {(self.high - self.low) / 2:.3f}" if self.seeds > 1 else " (one seed)")
+
+
+class Difference(NamedTuple):
+    """A mean difference paired by seed, with its 95 % interval; NaN where one pair does not tell."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int  # that both methods have
+    p: float  # of a paired t-test, not corrected
+    unmatched: list[int]  # seeds that only one of them has, left out of everything here
+    first: float  # mean of each, over the shared seeds
+    second: float
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean over seeds and its Student-t interval; with one value the interval is not known (NaN).
+
+    Raises:
+        ValueError: if there is no value.
+
+    Example:
+        >>> print(mean_interval([0.80, 0.82, 0.84]))
+        0.820 ± 0.050
+        >>> print(mean_interval([0.80]))
+        0.800 (one seed)
+    """
+    from scipy.stats import sem, t
+
+    array = np.asarray(values, dtype=float)
+    if not len(array):
+        raise ValueError("values is empty; give at least one run.")
+    if len(array) < 2:
+        return Interval(float(array[0]), float("nan"), float("nan"), 1)
+    mean, half = float(array.mean()), float(t.ppf((1 + confidence) / 2, len(array) - 1) * sem(array))
+    return Interval(mean, mean - half, mean + half, len(array))
+
+
+def summary(runs: "pd.DataFrame", by: Sequence[str], columns: Sequence[str]) -> "pd.DataFrame":
+    """Mean ± half width of the 95 % interval over seeds, as text, for each group of runs.
+
+    Args:
+        runs: as :func:`~bonlib.study.records.load_runs` gives them.
+        by: columns that make a method.
+        columns: columns to average.
+    """
+    table = runs.groupby(list(by), sort=False)[list(columns)].agg(lambda values: str(mean_interval(values)))
+    return table.assign(seeds=runs.groupby(list(by), sort=False)["seed"].nunique())
+
+
+def paired_difference(first: "pd.DataFrame", second: "pd.DataFrame", column: str) -> Difference:
+    """Mean of ``first - second`` with its 95 % interval and a paired t-test, over the seeds that both have.
+
+    Args:
+        first: runs of one method, one a seed.
+        second: runs of another.
+        column: what to compare.
+
+    Raises:
+        ValueError: if a method has two runs of a seed, or the two share no seed.
+    """
+    from scipy.stats import ttest_rel
+
+    a, b = (runs.set_index("seed")[column].dropna() for runs in (first, second))
+    if not (a.index.is_unique and b.index.is_unique):
+        raise ValueError("A method has several runs of one seed; choose those of one config.")
+    shared = a.index.intersection(b.index)
+    if shared.empty:
+        raise ValueError(f"The methods share no seed: {sorted(a.index)} and {sorted(b.index)}.")
+    unmatched = sorted(map(int, a.index.symmetric_difference(b.index)))
+    a, b = a[shared].to_numpy(dtype=float), b[shared].to_numpy(dtype=float)
+    mean, low, high, p = float((a - b).mean()), float("nan"), float("nan"), float("nan")
+    if len(shared) > 1 and np.ptp(a - b) == 0:  # the same at each seed: nothing is left to chance
+        low, high, p = mean, mean, float(mean == 0)
+    elif len(shared) > 1:
+        test = ttest_rel(a, b)
+        (low, high), p = map(float, test.confidence_interval(0.95)), float(test.pvalue)
+    return Difference(mean, low, high, len(shared), p, unmatched, float(a.mean()), float(b.mean()))
+
+
+def verdicts(differences: Sequence[Difference]) -> list[tuple[str, float]]:
+    """What the comparisons of one table say: ``ahead``, ``behind``, ``level`` or ``not known``, and Holm's p.
+
+    A table with many comparisons finds some by luck; Holm's correction holds the chance of any false lead at 5 %. Where
+    one seed is all there is, nothing is known, and it does not count.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", 1979, as in statsmodels.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    known = [i for i, found in enumerate(differences) if not np.isnan(found.p)]
+    corrected = np.full(len(differences), np.nan)
+    if known:
+        corrected[known] = multipletests([differences[i].p for i in known], method="holm")[1]
+    said = []
+    for found, p in zip(differences, corrected.tolist(), strict=True):
+        lead = "ahead" if found.mean > 0 else "behind"
+        said.append(("not known: one seed" if np.isnan(p) else lead if p < _LEVEL else "level", p))
+    return said
+
+
+def _compared(rows: list[dict[str, Any]], differences: list[Difference], lead: str) -> "pd.DataFrame":
+    """A table of comparisons with the columns that all of them have."""
+    import pandas as pd
+
+    for row, found, (verdict, p) in zip(rows, differences, verdicts(differences), strict=True):
+        row |= {lead: found.mean, "low": found.low, "high": found.high, "p": p, "seeds": found.seeds}
+        row |= {"verdict": verdict}
+        if found.unmatched:
+            row["without seeds"] = ", ".join(map(str, found.unmatched))
+    return pd.DataFrame(rows)
+
+
+def gains(runs: "pd.DataFrame", column: str, *, miner: str = "bag", baseline: str = "random") -> "pd.DataFrame":
+    """What a miner gains over a baseline of the same form and loss, paired by seed.
+
+    Returns:
+        One row for each form and loss that both have: ``form``, ``loss``, ``gain`` (mean), ``low`` and ``high`` of
+        the 95 % interval, Holm's ``p``, ``seeds`` and ``verdict``, as :func:`against` gives them.
+    """
+    rows, differences = [], []
+    for (form, loss), group in runs.groupby(["form", "loss"], sort=False):
+        first, second = group[group["miner"] == miner], group[group["miner"] == baseline]
+        if len(first) and len(second):
+            differences.append(paired_difference(first, second, column))
+            rows.append({"form": form, "loss": loss})
+    return _compared(rows, differences, "gain")
+
+
+def against(runs: "pd.DataFrame", column: str, method: str) -> "pd.DataFrame":
+    """What a method is ahead of each other one, paired by seed, with Holm's correction over the table.
+
+    Args:
+        runs: as :func:`~bonlib.study.records.load_runs` gives them.
+        column: what to compare.
+        method: name of the method.
+
+    Returns:
+        One row for each other method, best opponent first: its mean ``value`` and the method's ``lead`` over it, both
+        over the ``seeds`` that they share, ``low`` and ``high`` of the lead's 95 % interval (not corrected), ``p`` by
+        Holm over the rows, and ``verdict``: ahead or behind where p is below 0.05, level, or not known of one seed.
+        Where a seed has no partner, ``without seeds`` names it.
+
+    Raises:
+        ValueError: if there is no such method.
+    """
+    own = runs[runs["method"] == method]
+    if own.empty:
+        raise ValueError(f"method is {method!r}; allowed are {sorted(runs['method'].unique())}.")
+    rows, differences = [], []
+    for other, group in runs[runs["method"] != method].groupby("method"):
+        differences.append(paired_difference(own, group, column))
+        rows.append({"method": other, "value": differences[-1].second})
+    table = _compared(rows, differences, "lead")
+    return table if table.empty else table.sort_values("value", ascending=False).set_index("method")
+
+
+def leads_by(
+    runs: "pd.DataFrame",
+    by: str,
+    column: str = "metrics.recall@1",
+    *,
+    miner: str = "bag",
+    baseline: str = "random",
+) -> "pd.DataFrame":
+    """What a miner is ahead of a baseline in each group of runs, such as data sets, paired by seed.
+
+    Args:
+        runs: as :func:`~bonlib.study.records.load_runs` gives them, one form and loss.
+        by: column that makes the groups.
+        column: what to compare.
+        miner: whose lead it is.
+        baseline: over which miner.
+
+    Returns:
+        One row a group that has both, by rising number of identities: ``identities`` and ``images`` to train on,
+        ``steps``, mean of ``baseline`` and ``miner`` under their names, and ``lead``, ``low``, ``high``, ``p``,
+        ``seeds``, ``verdict`` as :func:`against` gives them.
+
+    Raises:
+        ValueError: if a group mixes budgets, or no group has both miners.
+    """
+    rows, differences = [], []
+    for name, group in runs.groupby(by, sort=False):
+        first, second = group[group["miner"] == miner], group[group["miner"] == baseline]
+        if first.empty or second.empty:
+            continue
+        if group["steps"].nunique() > 1:
+            steps = sorted(set(map(int, group["steps"])))
+            raise ValueError(f"{name} has runs of {steps} steps; choose those of one budget.")
+        found = paired_difference(first, second, column)
+        size = {part: int(group[f"data.{part}"].median()) for part in ("identities", "images")}  # subsets vary by seed
+        means = {baseline: found.second, miner: found.first}
+        differences.append(found)
+        rows.append({by: name, **size, "steps": int(group["steps"].iloc[0]), **means})
+    if not rows:
+        raise ValueError(f"No {by} has runs of both {miner!r} and {baseline!r}; run a sweep with both.")
+    return _compared(rows, differences, "lead").sort_values("identities", kind="stable").set_index(by)
+
+
+def time_to_accuracy(
+    runs: "pd.DataFrame",
+    history: "pd.DataFrame",
+    metric: str = "recall@1",
+    baseline: str = "random sets + batch-hard",
+) -> "pd.DataFrame":
+    """Steps and seconds of training until a run first reaches what the baseline reached at best.
+
+    The target is the baseline's best validation value, averaged over seeds. A run that never
+    reaches it is censored: it counts in ``seeds`` but not in ``reached``, and a median is infinite where it is the
+    middle one.
+
+    Args:
+        runs: as :func:`~bonlib.study.records.load_runs` gives them.
+        history: as :func:`~bonlib.study.records.load_history` gives it.
+        metric: column of the history.
+        baseline: method whose best value is the target.
+
+    Returns:
+        One row a method: ``target``, ``reached``, ``seeds``, and the medians over seeds of ``step`` and ``seconds``.
+
+    Raises:
+        ValueError: if the baseline has no run, or a run has no history.
+    """
+    import pandas as pd
+
+    known = set(history["method"]) if len(history) else set()
+    if baseline not in known:
+        raise ValueError(f"baseline is {baseline!r}, which has no history here; allowed are {sorted(known)}.")
+    if silent := sorted(set(runs["key"]) - set(history["key"])):
+        raise ValueError(f"The runs {', '.join(silent)} have no history; run them again, or leave them out.")
+    best = history.groupby(["key", "method"])[metric].max().reset_index()
+    target = float(best.loc[best["method"] == baseline, metric].mean())
+    rows = []
+    for key in runs["key"]:
+        points = history[history["key"] == key].sort_values("step")
+        there = points[points[metric] >= target]
+        first = there.iloc[0] if len(there) else {"step": np.inf, "training_seconds": np.inf}
+        method = {"method": points.iloc[0]["method"]}
+        rows.append(method | {"reached": len(there) > 0, "step": first["step"], "seconds": first["training_seconds"]})
+    groups = pd.DataFrame(rows).groupby("method", sort=False)
+    medians = groups[["step", "seconds"]].median()
+    return medians.assign(target=target, reached=groups["reached"].sum(), seeds=groups.size())
+
+
+def cost_table(runs: "pd.DataFrame") -> "pd.DataFrame":
+    """Milliseconds of a step by part, the miner's share of it, and the peak of memory in GiB, means over seeds.
+
+    Returns:
+        One row a method: ``draw``, ``data``, ``compute``, ``hash``, ``refresh`` and ``total`` in ms, ``miner_share``
+        (draw, hash and refresh) and ``peak_memory_gib``.
+    """
+    parts = ["draw", "data", "compute", "hash", "refresh"]
+    seconds = runs.reindex(columns=[f"seconds.{part}" for part in parts]).fillna(0.0).set_axis(parts, axis=1)
+    table = seconds.mul(1000).div(runs["steps"], axis=0).groupby(runs["method"], sort=False).mean()
+    total = table.sum(axis=1)
+    memory = runs.groupby("method", sort=False)["peak_memory_gib"].mean()
+    share = table[["draw", "hash", "refresh"]].sum(axis=1) / total
+    return table.assign(total=total, miner_share=share, peak_memory_gib=memory)

@@ -1,0 +1,1 @@
+"""Encoders, losses, the loop, its checkpoint, and what an encoder is worth."""

@@ -1,0 +1,64 @@
+"""Embeddings of a whole data set, by an encoder as it is."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from bonlib.core.checks import check_device, embeddings_of
+
+
+@torch.inference_mode()
+def embed(
+    encoder: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    indices: NDArray[np.int64] | None = None,
+    batch_size: int = 512,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Embeddings and labels of a data set, or of some samples, in evaluation mode; each layer gets its mode back.
+
+    Args:
+        encoder: images ``(batch, …)`` to embeddings ``(batch, dim)``, or to a tuple, dict or dataclass whose first such
+            entry they are.
+        dataset: an :class:`~bonlib.datasets.images.ImageSet`, or a map-style dataset of ``(image, label)``.
+        indices: ``(num_samples,)`` positions in the data set; by default all.
+        batch_size: images at once.
+        device: where the encoder is.
+        workers: processes that load, for a dataset that is not in memory.
+
+    Returns:
+        Embeddings ``(num_samples, dim)`` float32 (float64 where the encoder gives that) and labels ``(num_samples,)``
+        int64, on the CPU.
+
+    Raises:
+        ValueError: if there are no samples, the device is not here, or the encoder returns no embeddings.
+    """
+    device = check_device(device)
+    if (len(dataset) if indices is None else len(indices)) == 0:  # pyright: ignore[reportArgumentType]
+        raise ValueError("dataset has no samples to embed; give at least one.")
+    if hasattr(dataset, "batch") and not workers:
+        chosen = torch.arange(len(dataset)) if indices is None else torch.as_tensor(indices)  # pyright: ignore[reportArgumentType]
+        parts = chosen.split(batch_size)
+        batches = (dataset.batch(part) for part in parts)  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        chosen = dataset if indices is None else Subset(dataset, np.asarray(indices).tolist())
+        batches = DataLoader(chosen, batch_size, num_workers=workers)
+    modes = [(module, module.training) for module in encoder.modules()]  # some layers may be frozen
+    encoder.eval()
+    try:
+        pairs = [(_wide(embeddings_of(encoder(images.to(device)))).cpu(), labels) for images, labels in batches]
+    finally:
+        for module, training in modes:
+            module.training = training
+    embeddings, labels = zip(*pairs, strict=True)
+    return torch.cat(embeddings), torch.cat(labels).cpu()
+
+
+def _wide(embeddings: Tensor) -> Tensor:
+    return embeddings if embeddings.dtype == torch.float64 else embeddings.float()

@@ -1,0 +1,185 @@
+"""Encoders by name: a small convolutional net for the study, and torchvision's backbones; saving and loading them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from bonlib.core.checks import check_device, needs_extra
+from bonlib.core.paths import read_torch, write_atomically
+
+_CHANNELS = (32, 64, 64, 128)
+_FORMAT = "bonlib encoder 1"
+
+
+class L2Normalize(nn.Module):
+    """Scale each row to length one."""
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """``(batch, dim)`` to ``(batch, dim)``."""
+        return normalize(embeddings, dim=1)
+
+
+def small_convnet(dim: int = 64, in_channels: int = 1) -> nn.Module:
+    """Four blocks of convolution, batch norm, pooling and ReLU, then a linear layer: images to unit embeddings.
+
+    Args:
+        dim: width of the embeddings.
+        in_channels: channels of the images, whose sides must be at least 16 pixels.
+    """
+    layers: list[nn.Module] = []
+    for width_in, width in zip((in_channels, *_CHANNELS), _CHANNELS, strict=False):
+        layers += [
+            nn.Conv2d(width_in, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.MaxPool2d(2),  # halves height and width
+            nn.ReLU(inplace=True),  # after pooling: the same function, on a quarter of the pixels
+        ]
+    encoder = nn.Sequential(
+        *layers,
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.BatchNorm1d(4 * _CHANNELS[-1]),
+        nn.Linear(4 * _CHANNELS[-1], dim, bias=False),
+        L2Normalize(),
+    )
+    return encoder.to(memory_format=torch.channels_last)  # a third faster on the CPU
+
+
+class FrozenBatchNorm(nn.Module):
+    """A backbone whose batch norm layers stay in evaluation mode, with the statistics that its weights came with.
+
+    Their scales and shifts are frozen too. Small batches, or batches from a few buckets, would change the statistics.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        for layer in self._norms():
+            layer.requires_grad_(False)
+        self.train(self.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the backbone returns."""
+        return self.model(images)
+
+    def train(self, mode: bool = True) -> "FrozenBatchNorm":
+        """Set the mode of all layers but the batch norms."""
+        super().train(mode)
+        for layer in self._norms():
+            layer.eval()
+        return self
+
+    def _norms(self) -> list[nn.Module]:
+        return [layer for layer in self.model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+
+
+def make_encoder(
+    name: str = "small",
+    *,
+    dim: int = 64,
+    in_channels: int = 1,
+    seed: int = 0,
+    weights: str | None = None,
+    freeze_batch_norm: bool = False,
+) -> nn.Module:
+    """An encoder: images ``(batch, in_channels, height, width)`` to unit embeddings ``(batch, dim)``.
+
+    Args:
+        name: ``"small"``, or a torchvision classification model with a last linear layer, such as ``"resnet50"``.
+        dim: width of the embeddings.
+        in_channels: channels of the images; torchvision's models take 3.
+        seed: seed of the initial weights; the global generator is left as it was.
+        weights: of a torchvision model, such as ``"DEFAULT"`` or ``"IMAGENET1K_V2"``; torchvision fetches them on first
+            use. They expect images with ImageNet's statistics: ``load_dataset(…, statistics="imagenet")``.
+        freeze_batch_norm: keep the batch norms of a torchvision model as its weights brought them.
+
+    Raises:
+        ValueError: if there is no such model or weights, or it cannot take the images.
+
+    Example:
+        >>> make_encoder(dim=16)(torch.zeros(2, 1, 32, 32)).shape
+        torch.Size([2, 16])
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name != "small":
+            return _backbone(name, dim, in_channels, weights, freeze_batch_norm)
+        if weights is not None or freeze_batch_norm:
+            raise ValueError(f"weights is {weights!r} and freeze_batch_norm {freeze_batch_norm}; 'small' has neither.")
+        return small_convnet(dim, in_channels)
+
+
+def _backbone(name: str, dim: int, in_channels: int, weights: str | None, freeze_batch_norm: bool) -> nn.Module:
+    with needs_extra(f"encoder {name!r}"):
+        from torchvision import models
+    if name not in models.list_models(module=models):
+        raise ValueError(f"name is {name!r}; allowed are 'small' and torchvision's classification models.")
+    if in_channels != 3:
+        raise ValueError(f"in_channels is {in_channels}; {name} takes 3. Repeat grey images over three channels.")
+    allowed = [entry.name for entry in models.get_model_weights(name)]
+    if weights not in (None, "DEFAULT", *allowed):
+        raise ValueError(f"weights is {weights!r}; {name} has {', '.join(allowed)}, 'DEFAULT' or None.")
+    model = models.get_model(name, weights=weights)
+    owner, last = next((m, n) for m, n in reversed(_children(model)) if isinstance(getattr(m, n), nn.Linear))
+    setattr(owner, last, nn.Linear(getattr(owner, last).in_features, dim))
+    return nn.Sequential(FrozenBatchNorm(model) if freeze_batch_norm else model, L2Normalize())
+
+
+def _children(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Every submodule as ``(its owner, its name there)``, in order."""
+    return [(owner, name) for owner in model.modules() for name, _ in owner.named_children()]
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``, or the module itself."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = module.module
+        if inner is None:
+            return module
+        module = inner
+
+
+def save_encoder(file: str | Path, encoder: nn.Module, *, images: dict[str, Any] | None = None, **made: Any) -> Path:
+    """Write an encoder's weights, with all that is needed to make it again.
+
+    Args:
+        file: where to; an older file is replaced in one piece.
+        encoder: as :func:`make_encoder` made it, perhaps compiled or wrapped since.
+        images: options of the data set that it takes, such as ``size``, plain values; :func:`load_encoder` gives them
+            back.
+        **made: the arguments of :func:`make_encoder` that it was made with, ``seed`` and ``weights`` left out.
+
+    Raises:
+        ValueError: if these arguments do not make such an encoder; nothing is written then.
+    """
+    state = unwrapped(encoder).state_dict()
+    try:
+        with torch.device("meta"):  # takes no memory
+            make_encoder(**made).load_state_dict(state, assign=True)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"made is {made}, which does not make this encoder: {reason} Give what made it.") from error
+    content = {"format": _FORMAT, "made": made, "images": images or {}, "state": state}
+    write_atomically(Path(file), lambda temporary: torch.save(content, temporary))
+    return Path(file)
+
+
+def load_encoder(file: str | Path, *, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+    """An encoder that :func:`save_encoder` wrote, in evaluation mode, and the options of the images that it takes.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is truncated, or no encoder of bonlib.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"file is {str(file)!r}, which is no file; give one that save_encoder wrote.")
+    device = check_device(device)
+    content = read_torch(Path(file), _FORMAT, "give one that save_encoder wrote", device)
+    encoder = make_encoder(**content["made"]).to(device)
+    encoder.load_state_dict(content["state"])
+    return encoder.eval(), content["images"]

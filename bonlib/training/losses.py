@@ -1,0 +1,214 @@
+"""Losses by name, from pytorch-metric-learning, with their miners inside the batch, set up for each form."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bonlib.core.checks import needs_extra, real_number
+from bonlib.core.miner import Form
+
+IndexTuple = tuple[Tensor, ...]
+Margins = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How to make a loss: from ``margin`` and options, the loss, its miner inside the batch, and the forms it takes."""
+
+    loss: Callable[..., nn.Module]
+    miner: Callable[[float], nn.Module] | None = None
+    forms: tuple[Form, ...] = ("set",)
+    margin: float = 0.2
+
+
+def _recipes() -> dict[str, _Recipe]:
+    with needs_extra("make_loss"):
+        from pytorch_metric_learning import losses, miners, reducers
+
+    def triplet(margin: float) -> nn.Module:
+        return losses.TripletMarginLoss(margin=margin)
+
+    def soft(_: float) -> nn.Module:
+        return losses.TripletMarginLoss(margin=0, smooth_loss=True, reducer=reducers.MeanReducer())
+
+    def contrastive(margin: float) -> nn.Module:
+        return losses.ContrastiveLoss(neg_margin=margin)  # pyright: ignore[reportArgumentType]
+
+    def lifted(margin: float) -> nn.Module:
+        return losses.LiftedStructureLoss(neg_margin=margin)  # pyright: ignore[reportArgumentType]
+
+    def margin_loss(margin: float) -> nn.Module:
+        return losses.MarginLoss(margin=margin, beta=1.2)
+
+    def cross_batch(margin: float, dim: int, memory_size: int = 4096) -> nn.Module:
+        return _cross_batch_memory()(contrastive(margin), dim, memory_size)
+
+    def cosface(margin: float, dim: int, num_classes: int, scale: int = 64) -> nn.Module:
+        return losses.CosFaceLoss(num_classes, dim, margin=margin, scale=scale)
+
+    def proxy_anchor(margin: float, dim: int, num_classes: int, alpha: int = 32) -> nn.Module:
+        return losses.ProxyAnchorLoss(num_classes, dim, margin=margin, alpha=alpha)
+
+    return {
+        "contrastive": _Recipe(contrastive, forms=("set", "pair"), margin=0.5),
+        "triplet": _Recipe(triplet, forms=("set", "triplet")),
+        "soft-triplet": _Recipe(soft, forms=("set", "triplet")),
+        "batch-hard": _Recipe(triplet, lambda _: miners.BatchHardMiner()),
+        "batch-hard-soft": _Recipe(soft, lambda _: miners.BatchHardMiner()),
+        "semi-hard": _Recipe(triplet, lambda m: miners.TripletMarginMiner(m, type_of_triplets="semihard")),
+        "lifted-structure": _Recipe(lifted, margin=1.0),
+        "multi-similarity": _Recipe(
+            lambda m: losses.MultiSimilarityLoss(alpha=2, beta=50, base=m),
+            lambda _: miners.MultiSimilarityMiner(0.1),
+            margin=0.5,
+        ),
+        "margin": _Recipe(margin_loss, forms=("set", "triplet")),
+        "distance-weighted": _Recipe(margin_loss, lambda _: miners.DistanceWeightedMiner(0.5, 1.4)),
+        "cross-batch-memory": _Recipe(cross_batch, margin=1.0),
+        "cosface": _Recipe(cosface, margin=0.35),
+        "proxy-anchor": _Recipe(proxy_anchor, margin=0.1),
+        "hierarchical": _Recipe(lambda _, margins: HierarchicalTripletLoss(margins), forms=("set", "triplet")),
+    }
+
+
+def _cross_batch_memory() -> type:
+    from pytorch_metric_learning.losses import CrossBatchMemory
+
+    class WholeMemory(CrossBatchMemory):
+        """With the pointer into the queue in the state, which the library's leaves out."""
+
+        def get_extra_state(self) -> dict[str, Any]:
+            return {"queue_idx": self.queue_idx, "has_been_filled": self.has_been_filled}
+
+        def set_extra_state(self, state: dict[str, Any]) -> None:
+            self.queue_idx, self.has_been_filled = state["queue_idx"], state["has_been_filled"]
+
+    return WholeMemory
+
+
+class HierarchicalTripletLoss(nn.Module):
+    """Triplet loss on squared distances with a margin for each pair of classes, over all triplets of a batch.
+
+    Args:
+        margins: labels of anchors and of negatives, both ``(n,)``, to margins ``(n,)``.
+
+    Source: Ge et al., "Deep metric learning with hierarchical triplet loss", ECCV 2018.
+    """
+
+    def __init__(self, margins: Margins) -> None:
+        super().__init__()
+        self.margins = margins
+
+    def forward(self, embeddings: Tensor, labels: Tensor, index_tuple: IndexTuple | None) -> Tensor:
+        """Mean over the triplets with a positive loss: embeddings ``(batch, dim)``, labels ``(batch,)`` to a scalar."""
+        if index_tuple is None:
+            from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_triplets_indices
+
+            index_tuple = get_all_triplets_indices(labels)
+        a, p, n = index_tuple
+        squared = (2 - 2 * embeddings @ embeddings.T).clamp_min(0)  # (batch, batch), of unit embeddings
+        between = self.margins(labels[:, None].expand_as(squared).flatten(), labels.repeat(len(labels)))
+        losses = (squared[a, p] - squared[a, n] + between.view_as(squared)[a, n]).relu()  # (triplets,)
+        return losses.sum() / (losses > 0).sum().clamp_min(1)
+
+
+def list_losses(form: Form | None = None) -> list[str]:
+    """Names that :func:`make_loss` takes, all or those that go with ``form``."""
+    return sorted(name for name, recipe in _recipes().items() if form is None or form in recipe.forms)
+
+
+class MinedLoss(nn.Module):
+    """A loss over the tuples of a batch: those that the sampler laid out, or those mined inside the batch.
+
+    Called with ``(embeddings, labels, index_tuple)`` it returns the loss and the share of active tuples. A tuple is
+    active when it pulls at the encoder: a triplet whose negative is not farther than its positive by the margin, a
+    negative pair nearer than the margin. Where a loss mines its own tuples, each anchor's hardest triplet counts.
+    """
+
+    def __init__(self, loss: nn.Module, miner: nn.Module | None, margin: float) -> None:
+        super().__init__()
+        self.loss, self.miner, self.margin = loss, miner, margin
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, index_tuple: IndexTuple | None = None
+    ) -> tuple[Tensor, float]:
+        """Loss of a batch.
+
+        Args:
+            embeddings: ``(batch, dim)``.
+            labels: ``(batch,)`` int64.
+            index_tuple: the sampler's: ``(a, p, n)``, ``(a1, p, a2, n)``, or ``None`` to mine inside the batch.
+
+        Returns:
+            The loss, a scalar tensor, and the share of active tuples in 0 to 1.
+        """
+        tuples = index_tuple
+        if tuples is None and self.miner is not None:
+            tuples = self.miner(embeddings, labels)
+        return self.loss(embeddings, labels, tuples), active_share(embeddings, labels, index_tuple, self.margin)
+
+
+def make_loss(
+    name: str, form: Form = "set", *, margin: float | None = None, seed: int = 0, **options: Any
+) -> MinedLoss:
+    """A loss for batches of a form.
+
+    Args:
+        name: one of :func:`list_losses`: contrastive (Hadsell 2006), triplet (Weinberger 2009, margin on Euclidean
+            distances), soft-triplet, batch-hard and batch-hard-soft (Hermans 2017), semi-hard (Schroff 2015),
+            lifted-structure (Song 2016), multi-similarity (Wang 2019), margin, and the same with
+            distance-weighted mining inside the batch (Wu 2017); cross-batch-memory, contrastive against a queue of
+            past embeddings (Wang 2020); without mining, cosface (Wang 2018) and proxy-anchor (Kim 2020), whose
+            memory is a vector a class; hierarchical (Ge 2018), with margins from its miner.
+        form: form of the batches, ``"set"``, ``"triplet"`` or ``"pair"``.
+        margin: the loss's margin; by default the one that is usual for it.
+        seed: of the loss's own weights, where it has any.
+        **options: what the loss needs of ``dim``, ``num_classes`` and ``margins`` is taken, and the loss's own:
+            ``memory_size`` of cross-batch-memory, ``scale`` of cosface, ``alpha`` of proxy-anchor.
+
+    Raises:
+        ValueError: if there is no such loss, it does not take batches of that form, or an option is missing or unknown.
+
+    Example:
+        >>> loss = make_loss("batch-hard")
+        >>> value, active = loss(torch.eye(4), torch.tensor([0, 0, 1, 1]))
+        >>> round(float(value), 3), active  # all distances are equal: the margin remains
+        (0.2, 1.0)
+    """
+    recipes = _recipes()
+    if name not in recipes or form not in recipes[name].forms:
+        raise ValueError(f"loss {name!r} does not go with form {form!r}; allowed are {', '.join(list_losses(form))}.")
+    recipe = recipes[name]
+    margin = recipe.margin if margin is None else real_number("margin", margin, 0)
+    takes = inspect.signature(recipe.loss).parameters
+    given = {key: value for key, value in options.items() if key in takes}
+    missing = [key for key, value in list(takes.items())[1:] if value.default is value.empty and given.get(key) is None]
+    if unknown := set(options) - set(given) - {"dim", "num_classes", "margins"}:
+        raise ValueError(f"loss {name!r} has no option {sorted(unknown)}; it has {list(takes)[1:]}.")
+    if missing:
+        raise ValueError(f"loss {name!r} needs {missing}; margins come from the miner 'hierarchical'.")
+    with torch.random.fork_rng(devices=[]):  # weights of a loss are drawn from the global generator
+        torch.manual_seed(seed)
+        return MinedLoss(recipe.loss(margin, **given), recipe.miner and recipe.miner(margin), margin)
+
+
+@torch.no_grad()
+def active_share(embeddings: Tensor, labels: Tensor, index_tuple: IndexTuple | None, margin: float) -> float:
+    """Share of tuples with a positive loss, by Euclidean distance of normalised embeddings (see :class:`MinedLoss`)."""
+    unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
+    if index_tuple is None:
+        distances = torch.cdist(unit, unit)  # (batch, batch)
+        same = labels[:, None] == labels[None, :]
+        farthest = distances.masked_fill(~same, -torch.inf).amax(dim=1)
+        nearest = distances.masked_fill(same, torch.inf).amin(dim=1)
+        return float((farthest + margin > nearest).float().mean())
+    anchor, negative = index_tuple[-2] if len(index_tuple) == 4 else index_tuple[0], index_tuple[-1]
+    far = (unit[anchor] - unit[negative]).norm(dim=1)
+    if len(index_tuple) == 4:
+        return float((far < margin).float().mean())
+    near = (unit[anchor] - unit[index_tuple[1]]).norm(dim=1)
+    return float((near + margin > far).float().mean())

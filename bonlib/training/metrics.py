@@ -1,0 +1,363 @@
+"""How good embeddings are at retrieval: one formula a function, composed by the two protocols of the field.
+
+Distances are Euclidean, computed in float64 from centred embeddings, so that half precision, a far origin and nearly
+collapsed vectors rank as they should. **Ties**: gallery samples that are equally far from a query, as far as float64
+can tell, stand in no order; each formula is the exact mean over all orders of them. So a collapsed encoder scores as
+chance does, and no measure depends on how the samples are sorted.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from bonlib.core.checks import check_embeddings, whole_number
+from bonlib.training.embed import embed
+
+_TIED = 2.0**-45  # of the squared norms: squared distances that differ by less are equal but for rounding
+
+
+class Hits(NamedTuple):
+    """What stands at each place of each query's ranking; all ``(queries, places)``, nearest first.
+
+    Places of one group are tied: any order of its members is as good as another. Without ties each place is a group of
+    its own, and ``members`` is 1, ``matches`` 0 or 1.
+    """
+
+    matches: Tensor  # samples of the query's class in the place's group
+    members: Tensor  # samples in the place's group
+    matches_before: Tensor  # samples of the query's class in nearer groups
+    members_before: Tensor  # samples in nearer groups
+
+    @classmethod
+    def of(cls, hits: Tensor) -> "Hits":
+        """Of a ranking without ties: whether each place holds the query's class, ``(queries, places)`` bool.
+
+        Example:
+            >>> Hits.of(torch.tensor([[True, False, True]])).matches_before.tolist()
+            [[0.0, 1.0, 1.0]]
+        """
+        matches = hits.double()
+        members = torch.ones_like(matches)
+        return cls(matches, members, matches.cumsum(1) - matches, members.cumsum(1) - members)
+
+    def chance(self) -> Tensor:
+        """Probability that a place holds the query's class."""
+        return self.matches / self.members
+
+    def precision(self) -> Tensor:
+        """Mean precision at a place over the orders in which it holds the query's class."""
+        within = torch.arange(1, self.members.shape[1] + 1, device=self.members.device) - 1 - self.members_before
+        others = within * (self.matches - 1).clamp_min(0) / (self.members - 1).clamp_min(1)
+        return (self.matches_before + 1 + others) / (self.members_before + within + 1)
+
+
+def recall_at(hits: Hits, k: int) -> Tensor:
+    """Recall at k: whether any of the k nearest is of the query's class, ``(queries,)``; with ties the probability.
+
+    Source: Jégou, Douze, Schmid, "Product quantization for nearest neighbor search", 2011.
+
+    Example:
+        >>> recall_at(Hits.of(torch.tensor([[False, True], [False, False]])), 2).tolist()
+        [1.0, 0.0]
+    """
+    matches, members, _, members_before = (values[:, :k] for values in hits)
+    drawn = torch.arange(matches.shape[1], device=matches.device) - members_before  # of the group, before this place
+    miss = (members - drawn - matches).clamp_min(0) / (members - drawn)  # after misses at all places before
+    return 1 - miss.prod(dim=1)
+
+
+def r_precision(hits: Hits, relevant: Tensor) -> Tensor:
+    """Share of the query's class among its R nearest, R the relevant samples of the gallery: ``(queries,)``.
+
+    Args:
+        hits: with at least R places.
+        relevant: ``(queries,)`` R of each query, at least 1.
+
+    Source: Musgrave, Belongie, Lim, "A metric learning reality check", 2020.
+
+    Example:
+        >>> r_precision(Hits.of(torch.tensor([[True, False, True]])), torch.tensor([2])).tolist()
+        [0.5]
+    """
+    return (hits.chance() * _up_to(hits, relevant)).sum(dim=1) / relevant
+
+
+def average_precision(hits: Hits, relevant: Tensor, *, at_r: bool = False) -> Tensor:
+    """Mean over the relevant samples of the precision where each stands: ``(queries,)``; MAP is its mean.
+
+    Args:
+        hits: all places, or with ``at_r`` at least R.
+        relevant: ``(queries,)`` R, the relevant samples of the gallery, at least 1.
+        at_r: count the R nearest places alone, as MAP@R does.
+
+    Source: without interpolation, as in scikit-learn; MAP@R as in Musgrave, Belongie, Lim, 2020; the mean over tied
+    orders as in McSherry, Najork, "Computing information retrieval performance measures efficiently in the presence of
+    tied scores", ECIR 2008.
+
+    Example:
+        >>> hits = Hits.of(torch.tensor([[True, False, True]]))
+        >>> average_precision(hits, torch.tensor([2])).round(decimals=3).tolist()
+        [0.833]
+    """
+    terms = hits.chance() * hits.precision()
+    return (terms * _up_to(hits, relevant) if at_r else terms).sum(dim=1) / relevant
+
+
+def _up_to(hits: Hits, relevant: Tensor) -> Tensor:
+    return torch.arange(1, hits.matches.shape[1] + 1, device=relevant.device) <= relevant[:, None]
+
+
+def evaluate(
+    encoder: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    ks: Sequence[int] | None = None,
+    batch_size: int = 512,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+) -> dict[str, float]:
+    """Retrieval metrics of an encoder on a data set, by the protocol that the data set brings.
+
+    A data set whose ``attributes`` hold ``query`` (a bool for each sample) is evaluated from its queries to all other
+    samples, with its ``camera`` if it has any: :func:`query_gallery_metrics`. In any other each sample is a query once:
+    :func:`retrieval_metrics`.
+
+    Args:
+        encoder: see :func:`~bonlib.training.embed.embed`.
+        dataset: see :func:`~bonlib.training.embed.embed`.
+        ks: ranks of recall; by default those that the data set reports.
+        batch_size: images at once.
+        device: where the encoder is.
+        workers: processes that load, for a dataset that is not in memory.
+
+    Returns:
+        Metrics by name, in 0 to 1.
+
+    Raises:
+        ValueError: if there is nothing to embed or to find, or an embedding is not finite.
+    """
+    embeddings, labels = embed(encoder, dataset, batch_size=batch_size, device=device, workers=workers)
+    embeddings, labels = embeddings.to(device), labels.to(device)
+    attributes = getattr(dataset, "attributes", {})
+    if ks is None:
+        ks = tuple(getattr(dataset, "ks", (1, 2, 4, 8)))
+    if "query" not in attributes:
+        return retrieval_metrics(embeddings, labels, ks=ks)
+    query = torch.as_tensor(attributes["query"], dtype=torch.bool, device=device)
+    cameras = torch.as_tensor(attributes["camera"], device=device) if "camera" in attributes else None
+    return query_gallery_metrics(
+        embeddings[query], labels[query], embeddings[~query], labels[~query], ks=ks,
+        query_cameras=None if cameras is None else cameras[query],
+        gallery_cameras=None if cameras is None else cameras[~query],
+    )  # fmt: skip
+
+
+def retrieval_metrics(
+    embeddings: Tensor, labels: Tensor, *, ks: Sequence[int] = (1, 2, 4, 8), chunk: int = 256
+) -> dict[str, float]:
+    """Every sample once as query against all others, by Euclidean distance.
+
+    Samples that are alone in their class are no queries, but stay in the gallery. Memory is bounded by ``chunk ×
+    num_samples`` distances.
+
+    Args:
+        embeddings: ``(num_samples, dim)`` floating point.
+        labels: ``(num_samples,)`` integers.
+        ks: ranks of recall.
+        chunk: queries at once.
+
+    Returns:
+        ``recall@k`` for each k, ``r_precision`` and ``map@r``, all in 0 to 1.
+
+    Raises:
+        ValueError: if lengths differ, an embedding is not finite, or no class has two samples.
+
+    Example:
+        >>> line = torch.tensor([[0.0], [1.0], [1.5], [5.0]])
+        >>> {k: round(v, 2) for k, v in retrieval_metrics(line, torch.tensor([0, 0, 1, 1]), ks=(1, 2)).items()}
+        {'recall@1': 0.5, 'recall@2': 0.75, 'r_precision': 0.5, 'map@r': 0.5}
+    """
+    embeddings, labels = _checked(embeddings, labels, "embeddings", "labels")
+    ks = [whole_number("ks", k, 1) for k in ks]
+    _, class_of, count = labels.unique(return_inverse=True, return_counts=True)
+    relevant = count[class_of] - 1  # (num_samples,) the R of each query
+    queries = (relevant > 0).nonzero().squeeze(1)
+    if len(queries) == 0:
+        raise ValueError("labels has no class with two samples, so there is nothing to find; use more samples.")
+    depth = min(max(int(relevant.max()), *ks), len(embeddings) - 1)
+    points = _centred(embeddings)
+    totals: dict[str, float] = {}
+    for part, distances in _distances(points, points, queries, chunk):
+        distances[torch.arange(len(part), device=part.device), part] = torch.inf
+        same = class_of[part, None] == class_of  # (chunk, num_samples)
+        hits = _ranked(distances, same, depth, points.norms[part], points.norms)
+        values = {f"recall@{k}": recall_at(hits, k) for k in ks} | {
+            "r_precision": r_precision(hits, relevant[part]),
+            "map@r": average_precision(hits, relevant[part], at_r=True),
+        }
+        totals = {name: totals.get(name, 0.0) + float(value.sum()) for name, value in values.items()}
+    return {name: min(total / len(queries), 1.0) for name, total in totals.items()}
+
+
+def query_gallery_metrics(
+    queries: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    *,
+    query_cameras: Tensor | None = None,
+    gallery_cameras: Tensor | None = None,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    chunk: int = 256,
+) -> dict[str, float]:
+    """Each query against a gallery, by Euclidean distance: CMC and mean average precision.
+
+    Gallery images of the query's identity *and* camera do not count, neither as right nor as wrong; a camera of -1 is
+    unknown and excludes nothing. Gallery images with label -1 are junk and never count. Queries with no match left are
+    no queries. Memory is bounded by ``chunk × gallery`` distances.
+
+    Args:
+        queries: ``(num_queries, dim)`` floating point.
+        query_labels: ``(num_queries,)`` integers.
+        gallery: ``(num_gallery, dim)`` floating point.
+        gallery_labels: ``(num_gallery,)`` integers, -1 for junk.
+        query_cameras: ``(num_queries,)`` integers, or none.
+        gallery_cameras: ``(num_gallery,)`` integers, or none.
+        ks: ranks of recall.
+        chunk: queries at once.
+
+    Returns:
+        ``recall@k`` for each k, which in re-identification is called CMC at rank k; ``map``, the mean over the queries
+        of the precision averaged over their matches; ``map@r`` and ``r_precision`` over the R nearest, R the matches of
+        the query; ``queries``, the share of queries that have a match.
+
+    Raises:
+        ValueError: if queries or gallery are empty, lengths or widths differ, an embedding is not finite, cameras are
+            given for one side only, or no query has a match.
+
+    Source: protocol of Zheng et al., "Scalable person re-identification: a benchmark", 2015.
+
+    Example:
+        The nearest image is by the query's own camera; the next one is right.
+
+        >>> line, cameras = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([1, 1, 2, 2])
+        >>> labels = torch.tensor([0, 0, 0, 1])
+        >>> query_gallery_metrics(
+        ...     line[:1], labels[:1], line[1:], labels[1:],
+        ...     query_cameras=cameras[:1], gallery_cameras=cameras[1:], ks=(1,),
+        ... )["recall@1"]
+        1.0
+    """
+    for name, rows in (("queries", queries), ("gallery", gallery)):
+        if len(rows) == 0:
+            raise ValueError(f"{name} is empty; a test split needs images of both parts, query and gallery.")
+    queries, query_labels = _checked(queries, query_labels, "queries", "query_labels")
+    gallery, gallery_labels = _checked(gallery, gallery_labels, "gallery", "gallery_labels", queries.shape[1])
+    if (query_cameras is None) != (gallery_cameras is None):
+        raise ValueError("Only one of query_cameras and gallery_cameras is given; give both or none.")
+    for name, cameras, rows in (("query", query_cameras, queries), ("gallery", gallery_cameras, gallery)):
+        if cameras is not None and len(cameras) != len(rows):
+            raise ValueError(f"{name}_cameras has length {len(cameras)}; give one camera for each of {len(rows)}.")
+    ks = [whole_number("ks", k, 1) for k in ks]
+    both = _centred(torch.cat([queries, gallery]))
+    first, second = both.split(len(queries))
+    totals: dict[str, float] = {}
+    answered = 0
+    for part, distances in _distances(first, second, torch.arange(len(queries), device=queries.device), chunk):
+        same = query_labels[part, None] == gallery_labels  # (chunk, num_gallery)
+        counted = (gallery_labels != -1).expand_as(same)
+        if query_cameras is not None and gallery_cameras is not None:
+            cameras = query_cameras[part, None]
+            counted = counted & ~(same & (cameras == gallery_cameras) & (cameras != -1))
+        relevant = (same & counted).sum(dim=1)
+        chosen = relevant > 0
+        answered += int(chosen.sum())
+        distances = distances.masked_fill_(~counted, torch.inf)[chosen]
+        hits = _ranked(distances, (same & counted)[chosen], len(gallery), first.norms[part][chosen], second.norms)
+        values = {f"recall@{k}": recall_at(hits, k) for k in ks} | {
+            "map": average_precision(hits, relevant[chosen]),
+            "map@r": average_precision(hits, relevant[chosen], at_r=True),
+            "r_precision": r_precision(hits, relevant[chosen]),
+        }
+        totals = {name: totals.get(name, 0.0) + float(value.sum()) for name, value in values.items()}
+    if not answered:
+        raise ValueError("No query has a match in the gallery that counts; look at labels and cameras.")
+    return {name: min(total / answered, 1.0) for name, total in totals.items()} | {"queries": answered / len(queries)}
+
+
+class _Points(NamedTuple):
+    """Centred embeddings in float64, and their squared norms."""
+
+    rows: Tensor  # (num, dim)
+    norms: Tensor  # (num,)
+
+    def split(self, at: int) -> tuple["_Points", "_Points"]:
+        return _Points(self.rows[:at], self.norms[:at]), _Points(self.rows[at:], self.norms[at:])
+
+
+def _checked(rows: Any, labels: Any, name: str, labels_name: str, dim: int | None = None) -> tuple[Tensor, Tensor]:
+    """Embeddings as ``update`` would take them, and one label for each."""
+    rows, labels = check_embeddings(rows, dim, dtype=None), torch.as_tensor(labels)
+    if len(rows) != len(labels) or labels.ndim != 1:
+        raise ValueError(
+            f"{name} has length {len(rows)} and {labels_name} {tuple(labels.shape)}; give one label for each."
+        )
+    if labels.is_floating_point():
+        raise ValueError(f"{labels_name} has dtype {labels.dtype}; give integers.")
+    return rows, labels.to(rows.device)
+
+
+def _centred(embeddings: Tensor) -> _Points:
+    """Around the median, which a few far vectors do not move."""
+    rows = embeddings.double()
+    rows = rows - rows.median(dim=0).values
+    return _Points(rows, rows.square().sum(dim=1))
+
+
+def _distances(queries: _Points, gallery: _Points, chosen: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chosen queries part by part, each with its squared distances ``(part, gallery)``, in one buffer."""
+    # Fresh memory for each part would take as long as the search itself.
+    buffer = gallery.rows.new_empty(min(chunk, len(chosen)), len(gallery.rows))
+    for part in chosen.split(chunk):
+        out = buffer[: len(part)]
+        torch.addmm(gallery.norms, queries.rows[part], gallery.rows.T, alpha=-2, out=out)
+        yield part, out.add_(queries.norms[part, None])
+
+
+def _ranked(distances: Tensor, same: Tensor, depth: int, query_norms: Tensor, gallery_norms: Tensor) -> Hits:
+    """The ``depth`` nearest places of each query, with those that are tied in one group.
+
+    Args:
+        distances: ``(queries, gallery)`` squared; infinite where a sample does not count.
+        same: ``(queries, gallery)`` whether a sample is of the query's class.
+        depth: how many places are wanted.
+        query_norms: ``(queries,)`` squared norms of the centred queries.
+        gallery_norms: ``(gallery,)`` those of the gallery.
+    """
+    values, nearest = distances.topk(depth, dim=1, largest=False)  # (queries, depth), nearest first
+    hits = same.gather(1, nearest).double()
+    size = gallery_norms[nearest]
+    slack = _TIED * (query_norms[:, None] + torch.maximum(size[:, 1:], size[:, :-1]))
+    begins = torch.ones_like(hits, dtype=torch.bool)  # whether a place is the first of its group
+    begins[:, 1:] = ~(values[:, 1:] - values[:, :-1] <= slack)  # infinite ones are no ties: their difference is NaN
+    places = torch.arange(depth, device=values.device).expand_as(nearest)
+    first = torch.where(begins, places, 0).cummax(dim=1).values  # of the place's group
+    ends = torch.ones_like(begins)
+    ends[:, :-1] = begins[:, 1:]
+    last = torch.where(ends, places, depth).flip(1).cummin(dim=1).values.flip(1)
+    found = torch.cat([hits.new_zeros(len(hits), 1), hits.cumsum(dim=1)], dim=1)  # matches before each place
+    members, members_before = (last - first + 1).double(), first.double()
+    matches_before = found.gather(1, first)
+    matches = found.gather(1, last + 1) - matches_before
+    # The last group may go on beyond the places that were asked for.
+    if depth < distances.shape[1]:
+        limit = values[:, -1:] + _TIED * (query_norms[:, None] + size[:, -1:])
+        beyond = distances <= limit
+        here = first == first[:, -1:]
+        count, right = beyond.sum(dim=1, keepdim=True), (beyond & same).sum(dim=1, keepdim=True)
+        members = torch.where(here, torch.maximum(members, count - members_before), members)
+        matches = torch.where(here, torch.maximum(matches, right - matches_before), matches)
+    return Hits(matches, members, matches_before, members_before)
