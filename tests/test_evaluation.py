@@ -42,7 +42,7 @@ def test_recall_at_k_by_brute_force():
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="embeddings has length 3 and labels 2"):
+    with pytest.raises(ValueError, match="embeddings has length 3 and labels shape"):
         retrieval_metrics(torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="no class with two samples"):
         retrieval_metrics(torch.zeros(3, 2), torch.arange(3))
@@ -167,7 +167,7 @@ def test_without_cameras_all_of_the_gallery_counts():
     [
         (
             {"query_labels": torch.zeros(1, dtype=torch.int64)},
-            "query_labels has length 1; give one label for each of 2",
+            "queries has length 2 and query_labels shape",
         ),
         ({"query_cameras": torch.zeros(2, dtype=torch.int64)}, "Only one of query_cameras"),
         ({"gallery_labels": torch.tensor([5, -1, 6])}, "No query has a match"),

@@ -130,7 +130,10 @@ def test_a_table_of_paths(photos, suffix):
         ([{"path": "a.png", "identity": "a", "split": "dev"}], "has the split 'dev' in data row 1; allowed are train"),
         ([{"path": "a.png", "identity": "a", "split": s} for s in ("train", "")], "no split in data row 2"),
         ([{"path": "a.png", "identity": ""}], "has no identity in data row 1"),
-        ([{"path": "a.png", "identity": "a", "camera": "left"}], "has the camera 'left' in data row 1, which is no integer"),
+        (
+            [{"path": "a.png", "identity": "a", "camera": "left"}],
+            "has the camera 'left' in data row 1, which is no integer",
+        ),
     ],
 )
 def test_wrong_tables_are_refused(folders, rows, message):
@@ -152,7 +155,9 @@ def test_broken_images_are_named_or_left_out_and_counted(photos, in_memory):
     options = {"root": photos, "size": 16, "in_memory": in_memory}
     with pytest.raises(BrokenImage, match=r"thing 3/1.png cannot be read: .*on_error='skip'"):
         load_dataset("folder", "all", **options).batch(range(40))  # at once, or when they are asked for
-    with pytest.warns(UserWarning, match=r"Left out: 5 \(broken\); of 40 images the first that is broken: .*thing 3/1.png"):
+    with pytest.warns(
+        UserWarning, match=r"Left out: 5 \(broken\); of 40 images the first that is broken: .*thing 3/1.png"
+    ):
         data = load_dataset("folder", "all", on_error="skip", **options)
     assert len(data) == 35
     assert data.class_names == [f"thing {i}" for i in range(10) if i != 7]

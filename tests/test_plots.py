@@ -11,11 +11,12 @@ from matplotlib.text import Text
 
 from bonlib.core.paths import project_dir
 from bonlib.study import figures
-from bonlib.study.figures.style import INK, MINER_COLOURS, method_name, save_figure
+from bonlib.study.figures.style import INK, MINER_COLOURS, save_figure
+from bonlib.study.names import method_name
 from bonlib.study.statistics import against, cost_table
 
 sys.path.insert(0, str(project_dir() / "benchmarks"))
-import cost_figures  # noqa: E402
+import cost_figures
 
 METHODS = [("random", "set", "batch-hard"), ("bag", "set", "batch-hard"), ("bag", "triplet", "triplet")]
 
@@ -109,7 +110,7 @@ def test_a_metric_over_a_setting_has_a_line_a_miner(history):
     (ax,) = figures.over(runs, "step", "steps").axes
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["random sets", "BoN sets"]
     expected = runs.query("miner == 'bag'").groupby("step")["validation.recall@1"].mean()
-    assert ax.get_lines()[1].get_ydata() == pytest.approx(expected.to_numpy())
+    assert ax.containers[1].lines[0].get_ydata() == pytest.approx(expected.to_numpy())
 
 
 def test_hashes_stand_side_by_side_best_on_top():
@@ -210,7 +211,9 @@ def contrast(colour, ground) -> float:
 
 def test_text_and_lines_stand_out_from_the_paper(history):
     assert contrast("black", "white") == pytest.approx(21)
-    batches = pd.DataFrame({"samples": [10, 100] * 2, "form": ["set"] * 2 + ["pair"] * 2, "milliseconds": [1.0, 2] * 2, "cold": 3.0})
+    batches = pd.DataFrame(
+        {"samples": [10, 100] * 2, "form": ["set"] * 2 + ["pair"] * 2, "milliseconds": [1.0, 2] * 2, "cold": 3.0}
+    )
     samplers = pd.DataFrame({"identities": [10, 100] * 2, "miner": ["BoN"] * 2 + ["exact search"] * 2})
     shown = [
         cost_figures.batch_costs(batches, samplers.assign(milliseconds=1.0)),

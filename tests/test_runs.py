@@ -131,7 +131,7 @@ def test_intervals_equal_those_of_scipy():
     mean, low, high, seeds = mean_interval(values)
     assert (mean, low, high, seeds) == pytest.approx((np.mean(values), expected.low, expected.high, 4))
     assert np.isnan(mean_interval([0.5]).low)
-    assert str(mean_interval([0.5])) == "0.500"
+    assert str(mean_interval([0.5])) == "0.500 (one seed)"
 
 
 def frame(miner, scores, form="set"):
@@ -211,7 +211,7 @@ def test_leads_by_data_set_are_the_paired_ones():
     for name, row in table.iterrows():
         of = {miner: runs[(runs["dataset"] == name) & (runs["miner"] == miner)] for miner in ("bag", "random")}
         expected = paired_difference(of["bag"], of["random"], "metrics.recall@1")
-        assert row[["lead", "low", "high", "seeds"]].tolist() == pytest.approx(list(expected))
+        assert row[["lead", "low", "high", "seeds"]].tolist() == pytest.approx(list(expected[:4]))
         assert row["bag"] - row["random"] == pytest.approx(row["lead"])
         assert row["images"] == 9 * row["identities"]
 

@@ -59,7 +59,8 @@ def test_best_trials_are_chosen_by_validation_recall(folders, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("methods: [{minor: bag}]", "sets .'minor'"), ("methods: [{}, {}]", "a run twice")]
+    ("text", "message"),
+    [("methods: [{minor: bag}]", "There is no setting 'minor'"), ("methods: [{}, {}]", "a run twice")],
 )
 def test_a_wrong_sweep_is_refused(tmp_path, text, message):
     (tmp_path / "s.yaml").write_text(f"seeds: [0]\n{text}\n")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bonlib.core.checks import check_indices, needs_extra, real_number, whole_number
 from bonlib.core.miner import Ids, Layout
+from bonlib.core.tuples import active_share
 from bonlib.miners.base import Refreshing
-from bonlib.training.losses import active_share
 
 _LINKS = 16  # of a node in the graph of neighbours
 _PACE = 0.02  # by which a batch moves the hardness

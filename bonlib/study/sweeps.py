@@ -21,7 +21,7 @@ from bonlib.core.paths import project_dir, results_dir, write_atomically
 from bonlib.datasets import load_dataset
 from bonlib.datasets.splits import SPLITS
 from bonlib.study.experiment import Config, checkpoint_path, make_config
-from bonlib.study.records import config_key, find_run, run_path, save_run
+from bonlib.study.records import find_run, run_path, save_run
 from bonlib.study.statistics import mean_interval
 
 TRAINING_NOTEBOOK = "04_training"
@@ -64,7 +64,7 @@ def read_sweep(file: Path) -> list[Config]:
                 configs.append(make_config(settings))
             except ValueError as error:
                 raise ValueError(f"{file.name}: {error}") from error
-    if len({config_key(asdict(c)) for c in configs}) < len(configs):
+    if len(set(map(repr, configs))) < len(configs):
         raise ValueError(f"{file.name} names a run twice; each method must differ from the others.")
     return configs
 
@@ -73,7 +73,7 @@ def on_dataset(configs: Iterable[Config], dataset: str, root: str | None = None)
     """The same runs on another data set, whose files are in ``root``; those that have become one are one."""
     source = {"root": str(Path(root).expanduser().resolve())} if root else {}
     changed = [replace(config, dataset=dataset, dataset_options=source) for config in configs]
-    return list({config_key(asdict(config)): config for config in changed}.values())
+    return list({repr(config): config for config in changed}.values())
 
 
 def page_parameters(sweep: str, dataset: str | None = None, root: str | None = None) -> dict[str, dict[str, Any]]:

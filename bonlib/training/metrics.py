@@ -303,7 +303,7 @@ def _checked(rows: Any, labels: Any, name: str, labels_name: str, dim: int | Non
     rows, labels = check_embeddings(rows, dim, dtype=None), torch.as_tensor(labels)
     if len(rows) != len(labels) or labels.ndim != 1:
         raise ValueError(
-            f"{name} has length {len(rows)} and {labels_name} {tuple(labels.shape)}; give one label for each."
+            f"{name} has length {len(rows)} and {labels_name} shape {tuple(labels.shape)}; give one label for each."
         )
     if labels.is_floating_point():
         raise ValueError(f"{labels_name} has dtype {labels.dtype}; give integers.")
