@@ -2,11 +2,15 @@
 
 import copy
 import io
+import re
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
+from bonlib.bag import BagOfNegatives
 from bonlib.core.checks import check_embeddings
 from bonlib.core.hashes import ITQ, OnlineAutoencoder, OnlinePCA, RandomHyperplanes, list_hashers, make_hasher
 from bonlib.core.hashing import pack
@@ -259,3 +263,119 @@ def test_it_follows_the_device_of_the_embeddings():
     errors = [hasher.partial_fit(gaussian(32, i).to(device)) for i, device in enumerate(["cpu", "cuda", "cpu", "cuda"])]
     reference = OnlineAutoencoder(16, 4)
     assert errors == pytest.approx([reference.partial_fit(gaussian(32, i)) for i in range(4)], rel=1e-4)
+
+
+def entropy(hasher, rows: torch.Tensor) -> float:
+    shares = torch.bincount(hasher.encode(rows), minlength=2**hasher.bits) / len(rows)
+    shares = shares[shares > 0]
+    return float(-(shares * shares.log2()).sum())
+
+
+def units(count: int, seed: int) -> torch.Tensor:
+    """Unit embeddings that lie on one side, as those of an encoder do."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(count, 16, generator=generator) * 0.3 + 0.5, dim=1)
+
+
+@cache
+def untouched_entropy(name: str, steps: int) -> float:
+    hasher = make_hasher(name, 16, 6)
+    for step in range(steps):
+        hasher.partial_fit(units(64, step))
+    return entropy(hasher, units(2000, 999))
+
+
+BAD = {f"{scale:.0e}": scale for scale in (1e2, 1e6, 1e20, 1e30, 1e-6, 0.0)}
+
+
+@pytest.mark.parametrize("kind", ["whole batch", "one row", "another direction"])
+@pytest.mark.parametrize("scale", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("when", [0, 60])
+@pytest.mark.parametrize("name", list_hashers())
+def test_what_one_bad_batch_does_to_the_entropy_is_over_within_fifty_updates(name, when, scale, kind):
+    hasher, seen = make_hasher(name, 16, 6), units(2000, 999)
+    for step in range(when + 51):
+        rows = units(64, step)
+        if step == when:
+            bad = torch.ones(64, 16) if kind == "another direction" else rows.clone()
+            bad[slice(0, 1) if kind == "one row" else slice(None)] *= scale
+            rows = bad
+            assert torch.isfinite(hasher.project(rows)).all()
+        hasher.partial_fit(rows)
+    assert entropy(hasher, seen) > untouched_entropy(name, when + 51) - 0.6
+    assert torch.isfinite(hasher.project(seen)).all()
+
+
+@pytest.mark.parametrize("name", list_hashers())
+def test_codes_do_not_depend_on_the_scale_of_the_embeddings(name):
+    plain, large = (make_hasher(name, 16, 5) for _ in range(2))
+    for seed in range(60):
+        plain.partial_fit(units(64, seed))
+        large.partial_fit(units(64, seed) * 2.0**40)
+    assert plain.encode(units(500, 99)).tolist() == large.encode(units(500, 99) * 2.0**40).tolist()
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "tied", "binary-autoencoder", "shuffled"])
+def test_a_hash_that_would_not_be_finite_is_put_back_and_told_of(name):
+    hasher = make_hasher(name, 16, 4, lr=1e30)
+    bag = BagOfNegatives(np.repeat(np.arange(10), 10), 16, hasher=hasher, batch_size=40)
+    indices, told = next(iter(bag)), ""
+    for step in range(20):
+        before = str(bag.state_dict())
+        try:
+            bag.update(indices, units(40, step))
+        except FloatingPointError as error:
+            told = str(error)
+            break
+    assert re.search(r"is not finite after its update \d+, and was put back; lower its lr", told)
+    assert str(bag.state_dict()) == before
+
+
+def test_everything_goes_on_in_float32_whatever_the_default_is():
+    torch.set_default_dtype(torch.float64)
+    try:
+        for name in list_hashers():
+            bag = BagOfNegatives(np.repeat(np.arange(10), 10), 16, hasher=name, bits=4, batch_size=40)
+            for indices in bag:
+                bag.update(indices, units(40, 0).double())
+            assert bag.hasher.tensors["mean"].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@dataclass
+class Output:
+    """What a model of Hugging Face returns, in short."""
+
+    loss: torch.Tensor | None
+    embeddings: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda e: (e, torch.zeros(40, 3)),
+        lambda e: [torch.zeros(()), e],
+        lambda e: {"labels": torch.zeros(40, 2, dtype=torch.int64), "embeddings": e},
+        lambda e: Output(None, e),
+        lambda e: e.numpy(),
+        lambda e: e.tolist(),
+        lambda e: e.half(),
+        lambda e: e.double(),
+        lambda e: e.requires_grad_(),
+    ],
+    ids=["tuple", "list", "dict", "dataclass", "array", "rows", "half", "double", "graph"],
+)
+def test_update_takes_what_encoders_return(wrap):
+    bag, reference = (BagOfNegatives(np.repeat(np.arange(10), 10), 16, bits=4, batch_size=40) for _ in range(2))
+    indices, embeddings = next(iter(bag)), units(40, 0).half().float()
+    reference.update(indices, embeddings)
+    bag.update(indices, wrap(embeddings.clone()))
+    assert bag.table.codes(indices).tolist() == reference.table.codes(indices).tolist()
+
+
+@pytest.mark.parametrize("output", [None, "text", {}, (), {"logits": torch.zeros(4)}, object(), 3.0])
+def test_what_holds_no_embeddings_is_refused_with_a_sentence(output):
+    bag = BagOfNegatives(np.repeat(np.arange(10), 10), 16, bits=4, batch_size=40)
+    with pytest.raises(ValueError, match=r"without a floating point tensor .*; give the tensor"):
+        bag.update([0, 1, 2, 3], output)

@@ -188,7 +188,8 @@ class OnlinePCA(Hash):
             for name in self._learned:
                 setattr(pca, name, self.tensors[name].cpu().numpy().copy())
             pca.n_samples_seen_, pca.n_features_in_, pca.n_components_ = seen, self.dim, self.bits
-        pca.partial_fit(self.tensors["pending"].double().cpu().numpy())
+        with np.errstate(invalid="ignore", divide="ignore"):  # shares of a variance that is zero, which we do not use
+            pca.partial_fit(self.tensors["pending"].double().cpu().numpy())
         fade = min(self._remembered / pca.n_samples_seen_, 1)
         pca.singular_values_ *= math.sqrt(fade)
         for name in self._learned:

@@ -14,7 +14,7 @@ from bonlib.core.table import MAX_BITS
 
 _REMEMBERED = 5  # batches whose usual length is remembered; the lower median of them is trusted
 _DRIFT = 2.0  # factor by which the usual length leaves the scale before the scale follows
-_FAR = 4.0  # times the scale: nothing is learned from rows that are longer
+_FAR, _TINY = 4.0, 1e-3  # times the scale: nothing is learned from rows that are longer, or shorter
 _SLOWEST = 0.01  # weight of a batch in the running mean, once there were a hundred
 
 
@@ -39,8 +39,8 @@ class Hash(ABC):
     **Scale.** Rows come to ``learn`` and ``units`` divided by a power of two near the usual length of an embedding (1
     for unit embeddings): the lower median over the last five batches of each batch's median length. The scale follows
     where that median has left it by more than a factor of two. Nothing is learned from rows more than four times as
-    long as the scale; their own codes are those of their directions. So what one batch of any finite size does to the
-    codes of others is over within 50 updates.
+    long as the scale, whose own codes are those of their directions, nor from rows a thousand times shorter. So what
+    one batch of any finite size does to the codes of others is over within 50 updates.
 
     Args:
         dim: width of the embeddings.
@@ -99,9 +99,9 @@ class Hash(ABC):
         embeddings = check_embeddings(embeddings, self.dim)
         self._follow(embeddings.device)
         before = self.state_dict()
-        rows, far = self._scaled(embeddings, measure=True)
-        if far.any():
-            rows = rows[~far]
+        rows, usual = self._scaled(embeddings, measure=True)
+        if not usual.all():
+            rows = rows[usual]
         if len(rows) == 0:
             return math.nan
         with torch.autocast(rows.device.type, enabled=False):
@@ -169,7 +169,7 @@ class Hash(ABC):
             raise ValueError("state is damaged: its tensors are not those of this hash, or not finite; begin anew.")
 
     def _scaled(self, embeddings: Tensor, *, measure: bool = False) -> tuple[Tensor, Tensor]:
-        """Rows divided by the scale ``(batch, dim)``, and which are far longer than it ``(batch,)``: of unit length.
+        """Rows divided by the scale ``(batch, dim)``, far ones to length one; and which have a usual length ``(batch,)``.
 
         With ``measure`` the scale follows the usual length of an embedding first.
         """
@@ -181,7 +181,7 @@ class Hash(ABC):
                 self._scale = 2.0 ** round(math.log2(usual))
         far = lengths > _FAR * self._scale
         factors = torch.where(far, 1 / lengths, 1 / self._scale).to(embeddings.dtype)
-        return embeddings * factors[:, None], far
+        return embeddings * factors[:, None], ~far & (lengths >= _TINY * self._scale)
 
     def _follow(self, device: torch.device) -> None:
         """Move all tensors to ``device``, where they are not there already."""
