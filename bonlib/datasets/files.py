@@ -17,6 +17,7 @@ from bonlib.datasets.transforms import fit_size
 
 _NAMED_ONLY = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow knows by name and does not decode
 _SYSTEM = {"thumbs.db", "desktop.ini", "icon\r"}  # files that Windows and macOS put into folders
+_SIXTEEN_BITS = ("PNG", "PPM")  # formats of at most 16 bits that Pillow may give as mode I
 _TAIL = 1024  # bytes at the end of a file that stand for its content
 
 
@@ -133,14 +134,14 @@ class ImageFiles:
 
         try:
             with Image.open(path) as image:
-                upright = _eight_bits(ImageOps.exif_transpose(image))
+                upright = _eight_bits(ImageOps.exif_transpose(image), image.format)
                 pixels = pil_to_tensor(upright.convert("RGB" if self.color else "L"))  # (channels, height, width)
         except (OSError, SyntaxError, ValueError, KeyError, TypeError, Image.DecompressionBombError) as error:
             raise BrokenImage(f"{path} cannot be read: {error}. Replace it, or give on_error='skip'.") from error
         return self._fit(pixels)
 
 
-def _eight_bits(image: Any) -> Any:
+def _eight_bits(image: Any, file_format: str | None = None) -> Any:
     """The image in a mode that Pillow converts to grey or colour without loss of range.
 
     Raises:
@@ -149,7 +150,7 @@ def _eight_bits(image: Any) -> Any:
     from PIL import Image
 
     mode = image.mode
-    if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):  # older Pillows give 16-bit PNGs as I
+    if mode.startswith("I;16") or (mode == "I" and file_format in _SIXTEEN_BITS):
         values = np.asarray(image).astype(np.int64)
         clear = image.info.get("transparency")
         grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))

@@ -3,6 +3,7 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,13 +138,17 @@ def _read_table(root: Path) -> "pd.DataFrame":
     encoding = "utf-16" if beginning[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skip_blank_lines": True, "encoding": encoding}
     try:
-        return pd.read_csv(root, sep="\t" if suffix == ".tsv" else ",", skipinitialspace=True, **options)
+        with warnings.catch_warnings():  # of rows longer than the first, whose values would shift
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            separator = "\t" if suffix == ".tsv" else ","
+            return pd.read_csv(root, sep=separator, skipinitialspace=True, index_col=False, **options)
     except UnicodeError as error:
         raise ValueError(f"{root} is not in UTF-8 ({error}); save it as UTF-8.") from error
     except pd.errors.EmptyDataError:
         raise ValueError(f"{root} is empty; expected a first row with the names path and identity.") from None
-    except pd.errors.ParserError as error:
-        raise ValueError(f"{root} is no table ({error}); quote values that hold commas.") from error
+    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        reason = str(error).strip()
+        raise ValueError(f"{root} is no table ({reason}); quote values that hold commas.") from error
 
 
 def _texts(given: "pd.DataFrame", column: str, root: Path) -> list[str]:

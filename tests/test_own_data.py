@@ -1,0 +1,254 @@
+"""Folders and tables of users: what is left out is counted and told, what cannot be is refused with file, row, column."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from bonlib import load_dataset
+from bonlib.core import paths
+from bonlib.datasets import cache
+from bonlib.datasets.tables import LeftOut
+
+
+def picture(path: Path, value: int = 9) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((16, 16, 3), value, dtype=np.uint8)).save(path, "png")
+
+
+@pytest.fixture
+def photos(folders):
+    for i in range(6):
+        for j in range(3):
+            picture(folders / "photos" / f"thing {i}" / f"{j}.png", 20 * i + j)
+    return folders / "photos"
+
+
+def everything(root, **options):
+    return load_dataset("folder", "all", root=root, size=16, **options)
+
+
+def test_links_to_folders_and_files_are_followed(photos, folders):
+    for i in range(4):
+        picture(folders / "elsewhere" / f"far {i}" / "0.png", 100 + i)
+        picture(folders / "elsewhere" / f"far {i}" / "1.png", 110 + i)
+        (photos / f"far {i}").symlink_to(folders / "elsewhere" / f"far {i}")
+    picture(folders / "loose.png", 200)
+    (photos / "thing 0" / "linked.png").symlink_to(folders / "loose.png")
+    data = everything(photos)
+    assert data.num_classes == 10
+    assert len(data) == 6 * 3 + 4 * 2 + 1
+
+
+def test_a_link_to_a_folder_above_ends(photos):
+    (photos / "thing 0" / "up").symlink_to(photos)
+    (photos / "thing 1" / "self").symlink_to(photos / "thing 1")
+    assert len(everything(photos)) == 18
+
+
+def test_one_file_under_two_identities_is_refused(photos):
+    (photos / "other").mkdir()
+    (photos / "other" / "a.png").symlink_to(photos / "thing 0" / "1.png")
+    with pytest.raises(ValueError, match=r"one file under another identity, 'thing 0' and 'other': .*keep one of them"):
+        everything(photos)
+
+
+def test_what_is_left_out_is_counted_by_reason_and_told(photos):
+    (photos / "thing 0" / "notes.txt").write_text("x")
+    (photos / "thing 1" / "README").write_text("x")
+    (photos / "thing 1" / "broken.png").symlink_to(photos / "nowhere.png")
+    for name in ("._0.png", ".DS_Store", "Thumbs.db"):
+        (photos / "thing 2" / name).write_text("x")
+    with pytest.warns(
+        LeftOut, match=r"Left out: 1 \(suffix \.txt\), 1 \(suffix missing\), 1 \(broken link\)|Left out: .*"
+    ):
+        data = everything(photos)
+    assert data.source["left out"] == {
+        "suffix .txt": 1, "suffix missing": 1, "broken link": 1, "hidden": 2, "of the system": 1,
+    }  # fmt: skip
+    assert len(data) == 18
+
+
+def test_files_that_systems_add_are_no_reason_for_a_warning(photos):
+    (photos / "thing 2" / ".DS_Store").write_text("x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert everything(photos).source["left out"] == {"hidden": 1}
+
+
+@pytest.mark.parametrize("suffix", [".PNG", ".jp2", ".tga", ".JPEG", ".webp", ".pgm", ".ico", ".dds"])
+def test_images_go_by_what_pillow_opens(photos, suffix):
+    Image.new("RGB", (32, 32)).convert("L" if suffix == ".pgm" else "RGB").save(photos / "thing 0" / f"x{suffix}")
+    assert len(everything(photos)) == 19
+
+
+@pytest.mark.parametrize("name", ["-1", "0", "-", "nan", "None", "a'b", "ü", "x\ty", "x\ny", "%s", "{x}", " "])
+def test_a_folder_of_any_name_is_an_identity(photos, name):
+    picture(photos / name / "0.png", 77)
+    data = everything(photos)
+    assert name in data.class_names
+    assert data.of_class(name).shape[0] == 1
+
+
+def rows(**columns):
+    base = [{"path": f"thing {i}/{j}.png", "identity": f"p{i}"} for i in range(6) for j in range(3)]
+    return [row | {name: make(n) for name, make in columns.items()} for n, row in enumerate(base)]
+
+
+def table(photos, content, name="list.csv", **options):
+    file = photos / name
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif file.suffix.lower() in (".parquet", ".pq"):
+        pd.DataFrame(content).to_parquet(file)
+    else:
+        pd.DataFrame(content).to_csv(file, index=False, **options)
+    return load_dataset("table", "all", root=file, size=16)
+
+
+def test_blanks_around_values_make_no_second_identity(photos):
+    content = rows()
+    content[1]["identity"], content[2]["identity"] = " p0", "p0 "
+    content[4]["path"] = " thing 1/1.png"
+    assert table(photos, content).num_classes == 6
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["list.csv", "LIST.CSV", "list.tsv"])
+def test_encodings_with_their_mark_and_suffixes_in_any_case(photos, encoding, name):
+    content = rows()
+    content[0]["identity"] = content[1]["identity"] = content[2]["identity"] = "Ünïcode 漢"
+    data = table(photos, content, name, encoding=encoding, sep="\t" if name.endswith("tsv") else ",")
+    assert "Ünïcode 漢" in data.class_names
+
+
+def test_parquet_in_any_case_and_with_numbers(photos):
+    content = [row | {"identity": n // 3} for n, row in enumerate(rows())]
+    assert table(photos, content, "LIST.PARQUET").class_names == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_junk_is_named(photos):
+    content = rows()
+    content[0]["identity"] = content[1]["identity"] = "-1"
+    with pytest.warns(LeftOut, match=r"Left out: 2 \(junk, identity -1\)"):
+        data = table(photos, content)
+    assert (len(data), data.num_classes) == (16, 6)
+
+
+def changed(row, **values):
+    content = rows()
+    content[row] |= values
+    return content
+
+
+split = lambda part: {"split": lambda n: part if n < 9 else "train"}  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (
+            changed(2, identity=None),
+            "x.parquet",
+            r"x.parquet has a null identity in data row 3; fill it, or leave the row",
+        ),
+        (changed(4, path=None), "x.parquet", r"has a null path in data row 5"),
+        (changed(2, identity=""), "x.csv", r"x.csv has no identity in data row 3; fill it"),
+        (changed(3, path="  "), "x.csv", r"has no path in data row 4"),
+        (
+            rows(camera=lambda n: 1.5 if n == 2 else 1),
+            "x.csv",
+            r"has the camera '1.5' in data row 3, which is no integer",
+        ),
+        (rows(camera=lambda n: "left" if n == 0 else 1), "x.csv", r"has the camera 'left' in data row 1"),
+        (rows(camera=lambda n: None if n == 7 else 1), "x.parquet", r"has no camera in data row 8"),
+        (rows(camera=lambda n: None if n == 7 else 1), "x.csv", r"has no camera in data row 8"),
+        (rows(camera=lambda n: 2.5 if n == 1 else 1.0), "x.parquet", r"has the camera 2.5 in data row 2"),
+        (
+            rows(split=lambda n: "train" if n else "dev"),
+            "x.csv",
+            r"has the split 'dev' in data row 1; allowed are train",
+        ),
+        (rows(split=lambda n: "" if n == 5 else "train"), "x.csv", r"has no split in data row 6"),
+        (changed(1, path="thing 0/0.png"), "x.csv", r"lists one file again: data row 1 and data row 2"),
+        (changed(1, path="./thing 1/../thing 0/0.png"), "x.csv", r"lists one file again: data row 1 and data row 2"),
+        (changed(4, path="thing 0/0.png"), "x.csv", r"one file under another identity, 'p1' and 'p0': data row 1 and"),
+        (
+            [*rows(split=lambda n: "query"), rows()[0] | {"split": "gallery"}],
+            "x.csv",
+            r"one file in gallery and in query",
+        ),
+        ([*rows(split=lambda n: "train"), rows()[0] | {"split": "test"}], "x.csv", r"one file in test and in train"),
+        (
+            rows(split=lambda n: "test" if n == 1 else "train"),
+            "x.csv",
+            r"identity 'p0' in train \(data row 1\) and in test",
+        ),
+        (rows(split=lambda n: "gallery" if n == 4 else "validation"), "x.csv", r"identity 'p1' in validation"),
+        (b"", "x.csv", r"x.csv is empty; expected a first row with the names path and identity"),
+        (b"path;identity\na.png;b\n", "x.csv", r"has the columns \['path;identity'\]; missing: identity, path.*commas"),
+        ("path,identity\n\u00e9.png,b\n".encode("latin-1"), "x.csv", r"x.csv is not in UTF-8 .* save it as UTF-8"),
+        (b"path,identity\na.png,b,c,d\nx,y,z,w,v,u\n", "x.csv", r"x.csv is no table .* quote values"),
+        (b"path,identity\na.png,b,c\n", "x.csv", r"x.csv is no table .* quote values"),
+        (b"no parquet", "x.parquet", r"x.parquet is no parquet file, or damaged"),
+        (b"path,identity\n", "x.xlsx", r"expected a name that ends in .csv, .tsv or .parquet"),
+    ],
+)
+def test_tables_that_are_not_as_they_should_be_are_refused_with_file_row_and_cure(photos, content, name, message):
+    with pytest.raises(ValueError, match=message):
+        table(photos, content, name)
+
+
+def test_places_that_cannot_be_written_go_on_without_a_cache_and_one_warning(photos, folders, monkeypatch):
+    (folders / "a file").write_text("x")
+    monkeypatch.setenv("BONLIB_DATA", str(folders / "a file" / "data"))
+    monkeypatch.setattr(cache, "_warned", False)
+    with pytest.warns(UserWarning, match="so data are made anew each time; set BONLIB_DATA to a folder") as told:
+        first = everything(photos)
+        second = load_dataset("folder", "all", root=photos, size=24)
+    assert len(told) == 1
+    assert len(first) == len(second) == 18
+    with pytest.raises(OSError, match="give another place, or set BONLIB_DATA, BONLIB_RESULTS or BONLIB_FIGURES"):
+        paths.write_atomically(folders / "a file" / "x.txt", lambda file: file.write_text("x"))
+
+
+def test_a_user_without_a_home_has_a_place_for_data(monkeypatch):
+    monkeypatch.setattr(paths, "project_dir", lambda: None)
+    monkeypatch.delenv("BONLIB_DATA", raising=False)
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", staticmethod(no_home))
+    assert paths.data_dir().name == "bonlib"
+
+
+def test_the_package_imports_where_nothing_can_be_written(tmp_path):
+    import shutil
+    import subprocess
+
+    source = Path(paths.__file__).parents[1]
+    shutil.copytree(source, tmp_path / "bonlib", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in [tmp_path / "bonlib", *(path for path in (tmp_path / "bonlib").rglob("*") if path.is_dir())]:
+        (folder / "__pycache__").write_text("a file, so that no folder can be made")
+    script = (
+        "import numpy as np, torch; from bonlib.bag import BagOfNegatives;"
+        "bag = BagOfNegatives(np.arange(40) // 4, 8, batch_size=8);"
+        "[bag.update(i, torch.randn(8, 8)) for i in bag]; print(bag.stats()['filled'])"
+    )
+    environment = os.environ | {
+        "HOME": "/dev/null/home",
+        "XDG_CACHE_HOME": "/dev/null/cache",
+        "PYTHONPATH": str(tmp_path),
+    }
+    environment |= {"NUMBA_CACHE_DIR": "/dev/null/numba", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) > 0.5
