@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from bonlib.bag import BagOfNegatives
 from bonlib.core.hashes import OnlineAutoencoder
 from bonlib.core.miner import Miner, RandomSampling
+from bonlib.core.table import BucketTable
 from bonlib.miners import list_miners, make_miner
 
 DIM = 8
@@ -348,3 +349,67 @@ def test_miners_leave_global_randomness_alone():
     train(make(labels), clustered(labels))
     assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), torch_before)
+
+
+@pytest.mark.parametrize("form", SIZES)
+@settings(deadline=None, max_examples=40)
+@given(
+    data=st.data(), bits=st.integers(1, 8), counts=st.lists(st.integers(1, 7), min_size=5, max_size=9),
+    probe=st.booleans(), share=st.sampled_from([0.0, 0.4, 1.0]), bags=st.integers(1, 3),
+)  # fmt: skip
+def test_no_state_of_the_table_leads_a_draw_out_of_its_arrays(form, data, bits, counts, probe, share, bags):
+    """Filled by any public way; run once more with NUMBA_BOUNDSCHECK=1, where a wrong index is an IndexError."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    bag = BagOfNegatives(
+        labels, DIM, form=form, batch_size=12, per_class=4, bits=bits, probe=probe, random_share=share,
+        bags=bags if form == "set" else 1,
+    )  # fmt: skip
+    moved = data.draw(st.lists(st.integers(0, len(labels) - 1), max_size=30))
+    codes = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=len(moved), max_size=len(moved)))
+    near = st.lists(st.integers(-(2**31), 2**31 - 1), min_size=len(moved), max_size=len(moved))
+    bag.table.move(moved, codes)  # of whose nearest hyperplanes nothing is known
+    bag.table.move(moved, codes, np.array(data.draw(near), dtype=np.int32))  # or nonsense
+    for batch in bag:
+        assert_layout(bag, labels, batch)
+    drawn = bag.draw_negatives(np.arange(len(labels)))
+    assert (labels[drawn] != labels).all()
+    for count in range(1, len(counts) + 1):
+        assert len(set(labels[bag.draw_seeds(count)])) == count
+    bag.correct(np.arange(len(labels)), clustered(labels))
+    assert bag.stats()["filled"] == 1
+    for batch in bag:
+        assert_layout(bag, labels, batch)
+
+
+@pytest.mark.parametrize("name", list_miners())
+def test_public_draws_refuse_what_is_out_of_range(name):
+    miner = make_miner(name, np.repeat(np.arange(20), 5), DIM, form="triplet", batch_size=12)
+    for looked in (False, True):
+        if looked:
+            look(miner, clustered(np.repeat(np.arange(20), 5)))
+        for anchors in ([100], [-1], [0.5], [[0]], [2**40]):
+            with pytest.raises(ValueError, match="anchors h"):
+                miner.draw_negatives(anchors)
+        with pytest.raises(ValueError, match="count is -1"):
+            miner.draw_anchors(-1)
+        for classes in (0, 21):
+            with pytest.raises(ValueError, match="num_classes is"):
+                miner.random_seeds(classes)
+
+
+def test_sizes_that_would_overflow_are_refused():
+    with pytest.raises(ValueError, match=r"num_samples is 1073741825; allowed are 1 to 1073741824"):
+        BucketTable(2**30 + 1, 4)
+    labels = np.lib.stride_tricks.as_strided(np.zeros(1, np.int8), (2**30 + 1,), (0,))  # takes no memory
+    with pytest.raises(ValueError, match=r"labels has 1073741825 samples; allowed are up to 1073741824"):
+        RandomSampling(labels, 4)
+
+
+def test_marks_of_classes_begin_anew_before_they_overflow():
+    labels = np.repeat(np.arange(20), 5)
+    bag, reference = make(labels), make(labels)
+    bag._sets = 2**31 - 3
+    bag._mark[:] = np.arange(20) + 1  # as if marked by the first sets of all
+    for _, batch, other in zip(range(6), bag, reference, strict=False):
+        assert batch == other
+        assert_layout(bag, labels, batch)

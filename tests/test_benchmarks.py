@@ -350,3 +350,65 @@ def test_cuhk03_as_one_file_of_matlab(folders):
             assert camera == int(name.split("_")[2])
     with pytest.raises(FileNotFoundError, match=r"the first missing path is .*cuhk03_new_protocol_config_detected.mat"):
         load_dataset("cuhk03-detected", "train", **options)
+
+
+def names_of(name, root):
+    options = {"root": root, "check_counts": False, "size": 16, "augment": None, "validation": 0}
+    parts = [load_dataset(name, split, **options) for split in ("train", "test")]
+    return [[(path, part.class_names[label]) for path, label in zip(part.attributes["path"], part.labels, strict=True)]
+            for part in parts]  # fmt: skip
+
+
+@every
+def test_files_that_systems_add_and_blank_last_lines_and_marks_change_nothing(benchmark):
+    name, root = benchmark
+    before = names_of(name, root)
+    folders = {path.parent for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".png", ".bmp")}
+    for folder in folders:
+        for added in ("._0001_c1s1_000001_01.jpg", "._x.bmp", ".DS_Store", "Thumbs.db", "desktop.ini", "notes.txt"):
+            (folder / added).write_bytes(b"\x00\x05\x16\x07")
+        (folder / "a folder.jpg").mkdir()
+    for listed in [*root.rglob("*list*.txt"), *root.rglob("Ebay_*.txt"), *root.rglob("image*.txt")]:
+        listed.write_bytes(b"\xef\xbb\xbf" + listed.read_bytes().replace(b"\n", b"\r\n") + b"\r\n  \r\n\n")
+    assert names_of(name, root) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "line", "message"),
+    [
+        (
+            "msmt17",
+            "MSMT17_V1/list_train.txt",
+            "0001/a.jpg",
+            r"list_train.txt has 1 words in line \d+, published are 2",
+        ),
+        ("online-products", "Stanford_Online_Products/Ebay_test.txt", "1 2", r"Ebay_test.txt has 2 words in line \d+"),
+        ("cub200", "CUB_200_2011/images.txt", "9999 001.Bird_1/Bird_1_0.jpg", "has no class of image 9999"),
+        ("in-shop", "Eval/list_eval_partition.txt", "img/x.jpg id_1 train", r"announces 96 images and lists 97"),
+    ],
+)
+def test_lists_that_are_not_as_published_are_named(folders, name, file, line, message):
+    root = folders / "data" / name
+    root.mkdir(parents=True)
+    WRITE[name](root)
+    with (root / file).open("a") as opened:
+        opened.write(line + "\n")
+    with pytest.raises(ValueError, match=message):
+        load_dataset(name, "train", root=root, check_counts=False, size=16)
+
+
+def test_the_copy_of_cars_by_classes_is_read_as_published(folders):
+    root = folders / "cars"
+    names = [f"Car {label}/x" for label in range(1, 105)]
+    lists = {"train": [], "test": []}
+    for label in (*range(1, 13), *range(99, 105)):
+        for i in range(4):
+            part = "train" if i % 2 else "test"
+            picture(root / "car_data/car_data" / part / f"Car {label}-x" / f"{label:03}{i}.jpg", label)
+            lists[part].append(f"{label:03}{i}.jpg,1,1,2,2,{label}")
+    for part, lines in lists.items():
+        (root / f"anno_{part}.csv").write_text("\n".join(lines) + "\n\n")
+    (root / "names.csv").write_bytes(b"\xef\xbb\xbf" + "\n".join(names).encode() + b"\n\n")
+    options = {"root": root, "check_counts": False, "size": 16, "augment": None, "validation": 0}
+    train, test = (load_dataset("cars196", split, **options) for split in ("train", "test"))
+    assert (train.num_classes, len(train), test.num_classes, len(test)) == (12, 48, 6, 24)

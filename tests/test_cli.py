@@ -1,15 +1,19 @@
 """The command line as a user calls it: files written, numbers printed, exit statuses."""
 
 import json
+import os
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
-from bonlib import cli
+from bonlib import cli, list_datasets, load_dataset, make_hasher, make_miner
 from bonlib.datasets.example import example_folder
-from bonlib.training.encoders import load_encoder
+from bonlib.training.encoders import load_encoder, make_encoder
+from bonlib.training.losses import make_loss
 from bonlib.training.metrics import evaluate
 
 
@@ -43,8 +47,6 @@ def test_evaluate_prints_what_evaluate_gives(trained, capsys):
     weights, photos = trained
     assert cli.main(["evaluate", str(weights), "--dataset", "folder", "--root", str(photos)]) == 0
     printed = capsys.readouterr().out
-    from bonlib import load_dataset
-
     encoder, images = load_encoder(weights)
     expected = evaluate(encoder, load_dataset("folder", "test", root=str(photos), **images))
     for name, value in expected.items():
@@ -127,3 +129,176 @@ def test_the_study_needs_a_checkout(monkeypatch, capsys):
     monkeypatch.setattr("bonlib.study.sweeps.project_dir", lambda: None)
     assert cli.main(["study", "--sweep", "quick"]) == 2
     assert "git clone" in capsys.readouterr().err
+
+
+def tiny(folder, identities=24, each=4):
+    """A folder of small images, written anew."""
+    rng = np.random.default_rng(0)
+    for i in range(identities):
+        for j in range(each):
+            file = folder / f"thing {i:02}" / f"{j}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
+    return folder
+
+
+def train_arguments(photos, folder, *more):
+    return [
+        "train", "--dataset", "folder", "--root", str(photos), "--steps", "2", "--set", "batch_size=8",
+        "--set", "per_class=2", "--output", str(folder / "encoder.pt"), *more,
+    ]  # fmt: skip
+
+
+def test_options_of_the_data_set_are_merged_with_root(folders):
+    photos = tiny(folders / "photos")
+    assert cli.main(train_arguments(photos, folders, "--set", 'dataset_options={"size": 32}')) == 0
+    assert cli.main(train_arguments(photos, folders, "--set", 'dataset_options={"augment": "flip"}',
+                                    "--set", 'dataset_options={"size": 32}')) == 0  # fmt: skip
+    assert load_encoder(folders / "encoder.pt")[1] == {"augment": "flip", "size": 32}
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_broken_image_in_any_split_is_found_before_training(folders, capsys, split):
+    photos = tiny(folders / "photos")
+    victim = load_dataset("folder", split, root=photos, size=32).attributes["path"][0]
+    with open(victim, "wb") as file:
+        file.write(b"no image")
+    assert cli.main(train_arguments(photos, folders)) == 2
+    said = capsys.readouterr().err
+    assert f"{victim} cannot be read" in said
+    assert "give --skip-broken" in said
+    assert "0%" not in said  # no step was made
+    assert not (folders / "encoder.pt").exists()
+    with pytest.warns(UserWarning, match="Left out"):
+        assert cli.main(train_arguments(photos, folders, "--skip-broken")) == 0
+
+
+def test_images_that_break_while_it_trains_do_not_lose_the_weights(folders, capsys, monkeypatch):
+    from bonlib.study.experiment import Experiment
+
+    photos = tiny(folders / "photos")
+    whole = Experiment.save
+
+    def breaking(self, sweep):
+        raise OSError("photos/x.png cannot be read: gone.")
+
+    monkeypatch.setattr(Experiment, "save", breaking)
+    assert cli.main(train_arguments(photos, folders)) == 2
+    said = capsys.readouterr().err
+    assert f"The weights {folders / 'encoder.pt'} are whole, the record is not written" in said
+    assert load_encoder(folders / "encoder.pt")
+    monkeypatch.setattr(Experiment, "save", whole)
+    assert cli.main(train_arguments(photos, folders)) == 0
+    assert "Resuming from" in capsys.readouterr().err
+
+
+def test_three_spellings_of_a_folder_are_one_record_and_another_content_is_another(folders, monkeypatch):
+    tiny(folders / "photos")
+    monkeypatch.chdir(folders)
+    for root in ("photos", "./photos", str(folders / "photos")):
+        assert cli.main(train_arguments(root, folders)) == 0
+    assert len(list((folders / "results" / "scratch").glob("*.json"))) == 1
+    first, second = sorted((folders / "photos" / "thing 00").iterdir())[:2]
+    first.write_bytes(second.read_bytes())
+    assert cli.main(train_arguments("photos", folders)) == 0
+    assert len(list((folders / "results" / "scratch").glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [("neighbours", "sheet.html"), ("neighbours", "sheet.svg"), ("embed", "e.npy"), ("embed", "e.parquet")],
+)
+def test_nothing_beside_the_output_is_overwritten_or_deleted(trained, tmp_path, command, output):
+    weights, photos = trained
+    names = ("sheet.png", "sheet.pdf", "e.csv", "e.labels.npy", "e.json", ".sheet.old.html", ".e.old.npy")
+    for name in names:
+        (tmp_path / name).write_text("mine")
+        os.utime(tmp_path / name, (1, 1))
+    arguments = [
+        command,
+        str(weights),
+        "--dataset",
+        "folder",
+        "--root",
+        str(photos),
+        "--output",
+        str(tmp_path / output),
+    ]
+    assert cli.main(arguments) == 0
+    assert all((tmp_path / name).read_text() == "mine" for name in names)
+    written = {path.name for path in tmp_path.iterdir()} - set(names)
+    assert written == {output, "e.rows.csv"} if output == "e.npy" else {output}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--device", "cuda:7"], "device is 'cuda:7', but torch sees"),
+        (["train", "--device", "tpu9"], "device is 'tpu9'"),
+        (["train", "--root", "x"], "dataset 'glyphs' does not go with these options: got an unexpected keyword"),
+        (["train", "--miner", "magic"], "miner is 'magic'; allowed are"),
+        (["train", "--encoder", "resnet1"], "name is 'resnet1'; allowed are"),
+        (["train", "--set", 'miner_options={"bag": 1}'], "miner 'bag' does not go with these options"),
+        (["train", "--set", "dataset_options=3"], "dataset_options is 3; give a dictionary"),
+        (["train", "--set", 'lr="fast"'], "lr is 'fast'; give a number"),
+        (["train", "--set", "batch_size=7"], "batch_size is 7; it must be a multiple of 4"),
+        (["train", "--output", "/dev/null/x/encoder.pt"], "give another place"),
+        (["train", "--output", "/"], "a folder has this name"),
+        (["train", "--dataset", "folder", "--root", "/dev/null/photos"], "which is no folder"),
+        (["train", "--dataset", "folder"], "root is None; 'folder' needs one"),
+        (["train", "--dataset", "market1501", "--root", "/"], "has not the published layout"),
+    ],
+)
+def test_whatever_a_user_gets_wrong_ends_with_a_sentence(arguments, message, capsys, folders):
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_encoders_and_outputs_that_do_not_fit_end_with_a_sentence(trained, tmp_path, capsys, folders):
+    weights, photos = trained
+    source = ["--dataset", "folder", "--root", str(photos)]
+    (tmp_path / "half.pt").write_bytes(weights.read_bytes()[:1000])
+    for arguments, status, message in (
+        (["evaluate", str(weights), *source, "--device", "cuda:9"], 2, "but torch sees"),
+        (["evaluate", str(tmp_path / "half.pt"), *source], 2, "it is damaged or no file of torch"),
+        (["evaluate", str(weights)], 2, "does not go with these options"),  # glyphs take no size
+        (["embed", str(weights), *source, "--output", "/dev/null/x.npy"], 2, "give another place"),
+        (["embed", str(weights), *source, "--output", "x.csv"], 2, "allowed are names that end in"),
+        (["neighbours", str(weights), *source, "--output", "x.pdf"], 2, "allowed are names that end in"),
+    ):
+        assert cli.main(arguments) == status
+        assert message in capsys.readouterr().err
+    for arguments in (["neighbours", "x.pt", "--k", "0"], ["neighbours", "x.pt", "--queries", "0"],
+                      ["train", "--steps", "0"], ["train", "--seed", "-1"], ["train", "--steps", "ten"]):  # fmt: skip
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(arguments)
+        assert "give a whole number, at least" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "call", "message"),
+    [
+        (
+            "faiss",
+            lambda: make_miner("graph", [0, 0, 1, 1], 4, batch_size=4, per_class=2),
+            "graph sampling needs faiss",
+        ),
+        ("faiss", lambda: make_miner("smart", [0, 0, 1, 1], 4, batch_size=4, per_class=2), "smart mining needs faiss"),
+        ("faiss", lambda: make_miner("subspaces", [0, 0, 1, 1], 4, batch_size=4, per_class=2), "needs faiss"),
+        ("faiss", lambda: make_hasher("itq", 8, 4), "hasher 'itq' needs faiss"),
+        ("sklearn.decomposition", lambda: make_hasher("pca", 8, 4), "hasher 'pca' needs sklearn"),
+        ("pytorch_metric_learning", lambda: make_loss("batch-hard"), "make_loss needs pytorch_metric_learning"),
+        ("torchvision", lambda: make_encoder("resnet18", in_channels=3), "encoder 'resnet18' needs torchvision"),
+        ("matplotlib", lambda: load_dataset("glyphs", "train"), "load_dataset\\('glyphs'\\) needs matplotlib"),
+        ("pandas", lambda: load_dataset("folder", "train", root="."), "needs pandas"),
+        ("pandas", list_datasets, "needs pandas"),
+    ],
+)
+def test_what_is_not_installed_is_told_with_the_command_that_installs_it(monkeypatch, module, call, message):
+    for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=message + r".*pip install 'bonlib\[study\]'"):
+        call()

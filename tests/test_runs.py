@@ -257,3 +257,61 @@ def test_damaged_foreign_and_newer_records_are_told_of_and_made_again(folders):
     save_run(config, "trial", metrics={})
     assert find_run(config, "trial")["format"] == 1
     assert len(load_runs("trial")) == 1
+
+
+def test_one_seed_tells_nothing_and_says_so():
+    runs = pd.concat([frame("bag", [0.9]).assign(method="BoN"), frame("random", [0.1]).assign(method="random")])
+    table = against(runs, "score", "BoN")
+    assert table.loc["random", "verdict"] == "not known: one seed"
+    assert np.isnan(table.loc["random", ["low", "high", "p"]].astype(float)).all()
+    assert table.loc["random", "lead"] == pytest.approx(0.8)
+    assert gains(runs, "score")["verdict"].tolist() == ["not known: one seed"]
+
+
+def test_seeds_without_a_partner_are_named_and_left_out_of_lead_and_mean_alike():
+    runs = pd.concat([
+        frame("bag", [0.9, 0.8, 0.7]).assign(method="BoN"),
+        frame("random", [0.1, 0.2, 0.3, 0.99]).assign(method="random"),
+    ])  # fmt: skip
+    row = against(runs, "score", "BoN").loc["random"]
+    assert (row["without seeds"], row["seeds"]) == ("3", 3)
+    assert row["value"] == pytest.approx(0.2)
+    assert row["lead"] == pytest.approx(0.6)
+    failed = runs.assign(score=runs["score"].where(runs["seed"] != 0))  # a run without the measure
+    assert against(failed, "score", "BoN").loc["random", "without seeds"] == "3"
+
+
+def test_verdicts_are_holms_over_the_table():
+    from statsmodels.stats.multitest import multipletests
+
+    rng, runs = np.random.default_rng(0), [frame("bag", [0.80, 0.81, 0.79, 0.82]).assign(method="BoN")]
+    for i in range(12):
+        runs.append(frame("random", rng.normal(0.79, 0.02, 4).tolist()).assign(method=f"m{i}"))
+    table = against(pd.concat(runs), "score", "BoN")
+    raw = [scipy_stats.ttest_rel([0.80, 0.81, 0.79, 0.82], r["score"]).pvalue for r in runs[1:]]
+    expected = dict(zip((f"m{i}" for i in range(12)), multipletests(raw, method="holm")[1], strict=True))
+    for name, row in table.iterrows():
+        assert row["p"] == pytest.approx(expected[name])
+        assert row["verdict"] == ("level" if row["p"] >= 0.05 else "ahead" if row["lead"] > 0 else "behind")
+    assert (table["p"] >= 0.05).sum() > (np.array(raw) >= 0.05).sum()  # some would have been found by luck
+
+
+@pytest.mark.parametrize(("second", "verdict"), [([0.5, 0.6, 0.7], "level"), ([0.25, 0.35, 0.45], "ahead")])
+def test_differences_without_any_spread_have_a_verdict(second, verdict):
+    runs = [frame("bag", [0.5, 0.6, 0.7]).assign(method="BoN"), frame("random", second).assign(method="random")]
+    assert against(pd.concat(runs), "score", "BoN")["verdict"].tolist() == [verdict]
+
+
+def test_a_missing_baseline_or_history_is_an_error_that_names_it():
+    history = pd.DataFrame([{"key": "a", "method": "BoN", "step": 1, "training_seconds": 1.0, "recall@1": 0.5}])
+    runs = pd.DataFrame({"key": ["a", "b"]})
+    with pytest.raises(
+        ValueError, match=r"baseline is 'random sets \+ batch-hard', which has no history here; allowed are"
+    ):
+        time_to_accuracy(runs, history)
+    with pytest.raises(ValueError, match="The runs b have no history; run them again"):
+        time_to_accuracy(runs, history, baseline="BoN")
+    with pytest.raises(ValueError, match="has no history here"):
+        time_to_accuracy(runs, pd.DataFrame())
+    with pytest.raises(ValueError, match="values is empty"):
+        mean_interval([])

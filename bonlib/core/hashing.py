@@ -169,7 +169,7 @@ class Hash(ABC):
             raise ValueError("state is damaged: its tensors are not those of this hash, or not finite; begin anew.")
 
     def _scaled(self, embeddings: Tensor, *, measure: bool = False) -> tuple[Tensor, Tensor]:
-        """Rows divided by the scale ``(batch, dim)``, far ones to length one; and which have a usual length ``(batch,)``.
+        """Rows divided by the scale ``(batch, dim)``, far ones to length one; and which are of usual size ``(batch,)``.
 
         With ``measure`` the scale follows the usual length of an embedding first.
         """

@@ -87,7 +87,8 @@ def list_datasets() -> "pd.DataFrame":
     ``here`` tells whether it can be loaded now: drawn from fonts, or from its default folder below
     :func:`~bonlib.core.paths.data_dir`, which is looked for, not read. Sizes of drawn sets depend on the fonts.
     """
-    import pandas as pd
+    with needs_extra("list_datasets"):
+        import pandas as pd
 
     drawn = [
         ("glyphs", "characters in the faces that matplotlib ships", 3198, 77_574, "free fonts", "comes with it", True),
