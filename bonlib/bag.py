@@ -126,7 +126,7 @@ class BagOfNegatives(Miner):
                 another width or not finite; table, hash and generator are then as before.
             FloatingPointError: if the hash would not be finite; all is then as before.
         """
-        ids, embeddings = self._checked_update(indices, embeddings)
+        ids, embeddings = self.checked(indices, embeddings)
         self._error = self.hasher.partial_fit(embeddings)
         self._updates += 1
         before = self.table.codes(ids)
@@ -137,7 +137,7 @@ class BagOfNegatives(Miner):
 
     def correct(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:
         """Give samples the codes of their embeddings without learning from them; arguments as of :meth:`update`."""
-        self._correct(*self._checked_update(indices, embeddings))
+        self._correct(*self.checked(indices, embeddings))
 
     def _correct(self, ids: Ids, embeddings: Tensor) -> Ids:
         """Give samples the codes of their embeddings, and return these."""

@@ -110,7 +110,7 @@ def test_class_based_signatures_are_running_means_and_classes_the_nearest():
             mean = embeddings[[i for i in batch if CLASS_OF[i] == c]].mean(dim=0).numpy()
             seen[c] = mean if c not in seen else 0.5 * seen[c] + 0.5 * mean
     for c, signature in seen.items():
-        np.testing.assert_allclose(miner._signatures[c], signature, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(miner.signatures[c], signature, rtol=1e-4, atol=1e-6)
     anchor = int(np.flatnonzero(np.isin(CLASS_OF, list(seen)))[0])
     own = CLASS_OF[anchor]
     nearest = sorted((c for c in seen if c != own), key=lambda c: np.linalg.norm(seen[c] - seen[own]))[:7]

@@ -45,8 +45,8 @@ class Miner(ABC):
 
     Iterating yields batches of dataset indices; after the forward pass ``update(indices, embeddings)`` tells the
     miner what the encoder made of them. A miner says which identities meet in a set (:meth:`draw_seeds`) and which
-    negative an anchor gets (:meth:`draw_negatives`); :class:`RandomSampling` is the plainest. What it learns in
-    ``update`` belongs into ``state_dict``.
+    negative an anchor gets (:meth:`draw_negatives`); :class:`RandomSampling` is the plainest. Arrays in which it keeps
+    what it learns are named in ``learned``: they are saved and loaded with the rest of the state.
 
     Anchors come from an endless shuffled stream: every sample is an anchor once before any is twice. Classmates
     come from such a stream for each class, so that all samples are forwarded about equally often. Both cost O(1) a
@@ -68,6 +68,8 @@ class Miner(ABC):
     Raises:
         ValueError: if an argument is out of its range; the message says what is allowed.
     """
+
+    learned: tuple[str, ...] = ()  # names of the attributes, NumPy arrays, that a subclass learns
 
     def __init__(
         self,
@@ -161,7 +163,7 @@ class Miner(ABC):
             ValueError: if indices are out of range or of another length than the embeddings, or the embeddings of
                 another width or not finite.
         """
-        self._checked_update(indices, embeddings)
+        self.checked(indices, embeddings)
 
     @property
     def due(self) -> bool:
@@ -189,6 +191,7 @@ class Miner(ABC):
             "order": torch.from_numpy(self._classes.order.copy()),
             "cursor": torch.from_numpy(self._classes.cursor.copy()),
             "streams": torch.from_numpy(self._streams.copy()),
+            "learned": {name: torch.from_numpy(getattr(self, name).copy()) for name in self.learned},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -206,13 +209,16 @@ class Miner(ABC):
         self._check_streams(order, cursor, streams)
         self._rng, self._streams = rng, streams.astype(np.int64)
         self._classes = self._classes._replace(order=order.astype(np.int32), cursor=cursor.astype(np.int32))
+        for name in self.learned:
+            setattr(self, name, as_array(state["learned"][name]).copy())
         self._epoch, self._loaded = state["epoch"], True
         self._drawn, self._resume = drawn, drawn % self.steps  # a pass that ended is followed by a whole one
         self._pass += 1  # iterators that are still there are of another life
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         """Refuse what is no state of this miner, before anything is changed."""
-        own_state(state, type(self).__name__, ("config", "drawn", "epoch", "rng", "order", "cursor", "streams"))
+        parts = ("config", "drawn", "epoch", "rng", "order", "cursor", "streams", "learned")
+        own_state(state, type(self).__name__, parts)
         for name, value in self._config().items():
             saved = state["config"].get(name)
             if saved == value:
@@ -226,6 +232,7 @@ class Miner(ABC):
                 f"state has {name}={saved!r}, this miner has {value!r}; "
                 "make it with the labels and arguments of the saved one."
             )
+        own_state(state["learned"], type(self).__name__, self.learned)
 
     def _check_streams(self, order: NDArray[Any], cursor: NDArray[Any], streams: NDArray[Any]) -> None:
         """Compiled code trusts these: samples class after class, and positions inside their streams."""
@@ -311,13 +318,13 @@ class Miner(ABC):
                 if len(seeds) == wanted:
                     break
                 if c not in seeds:
-                    seeds[c] = self._next_of(c) if sample < 0 else sample
+                    seeds[c] = self.next_of(c) if sample < 0 else sample
             while len(seeds) < wanted:
                 c = int(next_in_stream(CLASSES, len(self.classes), self._streams, self._rng))
                 seeds.setdefault(c, -1)
-        return np.array([self._next_of(c) if sample < 0 else sample for c, sample in seeds.items()], dtype=np.int64)
+        return np.array([self.next_of(c) if sample < 0 else sample for c, sample in seeds.items()], dtype=np.int64)
 
-    def _next_of(self, c: int) -> int:
+    def next_of(self, c: int) -> int:
         """The next sample of the stream of class ``c``."""
         return int(next_in_class(c, self._classes, self._rng))
 
@@ -328,7 +335,7 @@ class Miner(ABC):
         most = self.batch_size // self.per_class
         return whole_number("groups", groups, 1, most, f"A batch has {most} classes.")
 
-    def _checked_update(self, indices: ArrayLike | Tensor, embeddings: Any) -> tuple[Ids, Tensor]:
+    def checked(self, indices: ArrayLike | Tensor, embeddings: Any) -> tuple[Ids, Tensor]:
         """Both arguments of :meth:`update`, checked: ``(batch,)`` and finite float32 ``(batch, dim)``."""
         embeddings = check_embeddings(embeddings, self.dim)
         return check_indices("indices", indices, self.num_samples, length=len(embeddings)), embeddings

@@ -33,8 +33,6 @@ class Refreshing(Miner):
         ValueError: if an argument is out of its range.
     """
 
-    _learned: tuple[str, ...] = ()  # names, without underscore, of the arrays that a look brings
-
     def __init__(
         self,
         labels: ArrayLike | Tensor,
@@ -81,22 +79,16 @@ class Refreshing(Miner):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that influences the next batch, what the last look brought included."""
-        learned = {name: torch.from_numpy(getattr(self, "_" + name).copy()) for name in self._learned if self._looks}
-        return super().state_dict() | learned | {"left": self._left, "looks": self._looks}
+        return super().state_dict() | {"left": self._left, "looks": self._looks}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state; refuses one of a miner made with other arguments."""
         super().load_state_dict(state)
         self._left, self._looks = state["left"], state["looks"]
-        for name in self._learned:
-            if self._looks:
-                setattr(self, "_" + name, state[name].numpy().copy())
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         super()._check_state(state)
         own_state(state, type(self).__name__, ("left", "looks"))
-        if state["looks"]:
-            own_state(state, type(self).__name__, self._learned)
 
     def _config(self) -> dict[str, Any]:
         return super()._config() | {"every": self.every, "warm_up": self.warm_up}
@@ -127,8 +119,11 @@ class Refreshing(Miner):
 class NearClasses(Refreshing):
     """A miner whose look brings, for each class, the same number of near classes, nearest first."""
 
-    _learned = ("neighbours",)
-    _neighbours: NDArray[np.int64]  # (num_classes, near classes)
+    learned = ("_neighbours",)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._neighbours = np.empty((0, 0), dtype=np.int64)  # (num_classes, near classes) after a look
 
     def draw_negatives(self, anchors: ArrayLike) -> Ids:
         """A sample of a random near class of each anchor's class."""
@@ -136,7 +131,7 @@ class NearClasses(Refreshing):
             return self.random_negatives(anchors)
         ids, near = check_indices("anchors", anchors, self.num_samples), self._neighbours.shape[1]
         chosen = self._neighbours[self.class_of[ids], self._rng.integers(0, near, len(ids))]
-        return np.array([self._next_of(int(c)) for c in chosen])
+        return np.array([self.next_of(int(c)) for c in chosen])
 
     def _near(self, anchor: int) -> Iterator[tuple[int, int]]:
         return ((int(c), -1) for c in self._neighbours[self.class_of[anchor]])

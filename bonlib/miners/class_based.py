@@ -1,14 +1,13 @@
 """Stochastic class-based hard example mining: hard classes by their signatures, hard instances among them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Unpack
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.core.checks import check_indices, own_state, real_number, whole_number
+from bonlib.core.checks import check_indices, real_number, whole_number
 from bonlib.core.miner import Ids, Layout, Miner
 
 
@@ -38,6 +37,8 @@ class ClassBased(Miner):
     signatures), groups, and the last seen embeddings are our reading.
     """
 
+    learned = ("signatures", "last")
+
     def __init__(
         self,
         labels: ArrayLike | Tensor,
@@ -54,40 +55,26 @@ class ClassBased(Miner):
         if self.momentum >= 1:
             raise ValueError(f"momentum is {momentum}; allowed are 0 up to 1, without 1.")
         self.nearest, self.groups = min(whole_number("nearest", nearest, 1), len(self.classes) - 1), groups
-        self._signatures = np.full((len(self.classes), dim), np.nan, dtype=np.float32)  # NaN: not seen yet
+        self.signatures = np.full((len(self.classes), dim), np.nan, dtype=np.float32)  # NaN: not seen yet
         rows = 0 if self.form == "set" else self.num_samples
-        self._last = np.full((rows, dim), np.nan, dtype=np.float32)  # embedding last seen of each sample
+        self.last = np.full((rows, dim), np.nan, dtype=np.float32)  # embedding last seen of each sample
 
     def update(self, indices: ArrayLike | Tensor, embeddings: Tensor) -> None:
         """Move the signatures of the classes in the batch; arguments and errors are those of every miner."""
-        ids, embeddings = self._checked_update(indices, embeddings)
+        ids, embeddings = self.checked(indices, embeddings)
         rows = embeddings.cpu().numpy()
         of, inverse, count = np.unique(self.class_of[ids], return_inverse=True, return_counts=True)
         means = np.zeros((len(of), self.dim), dtype=np.float32)
         np.add.at(means, inverse, rows)
         means /= count[:, None]
-        old = np.where(np.isnan(self._signatures[of]), means, self._signatures[of])
-        self._signatures[of] = self.momentum * old + (1 - self.momentum) * means
-        if len(self._last):
-            self._last[ids] = rows
+        old = np.where(np.isnan(self.signatures[of]), means, self.signatures[of])
+        self.signatures[of] = self.momentum * old + (1 - self.momentum) * means
+        if len(self.last):
+            self.last[ids] = rows
 
     def stats(self) -> dict[str, float]:
         """``classes_seen``: share of the classes that have a signature."""
-        return {"classes_seen": float((~np.isnan(self._signatures[:, 0])).mean())}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Streams, generator, signatures and last embeddings."""
-        own = {name: torch.from_numpy(getattr(self, "_" + name).copy()) for name in ("signatures", "last")}
-        return super().state_dict() | own
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; refuses one of a miner made with other arguments."""
-        super().load_state_dict(state)
-        self._signatures, self._last = state["signatures"].numpy().copy(), state["last"].numpy().copy()
-
-    def _check_state(self, state: Mapping[str, Any]) -> None:
-        super()._check_state(state)
-        own_state(state, type(self).__name__, ("signatures", "last"))
+        return {"classes_seen": float((~np.isnan(self.signatures[:, 0])).mean())}
 
     def draw_seeds(self, num_classes: int) -> Ids:
         """Classes of ``groups`` anchors and hard ones for each."""
@@ -100,7 +87,7 @@ class ClassBased(Miner):
         for i, anchor in enumerate(anchors):
             for c, _ in self._hard_classes(int(anchor)):
                 members = self._classes.order[self._classes.first[c] : self._classes.first[c] + self._classes.count[c]]
-                distances = np.square(self._last[members] - self._last[anchor]).sum(axis=1)
+                distances = np.square(self.last[members] - self.last[anchor]).sum(axis=1)
                 if not np.isnan(distances).all():
                     negatives[i] = members[np.nanargmin(distances)]
                     break
@@ -109,7 +96,7 @@ class ClassBased(Miner):
     def _hard_classes(self, anchor: int) -> Iterator[tuple[int, int]]:
         """The classes whose signatures are nearest to that of the anchor's, in random order."""
         own = int(self.class_of[anchor])
-        distances = np.square(self._signatures - self._signatures[own]).sum(axis=1)
+        distances = np.square(self.signatures - self.signatures[own]).sum(axis=1)
         distances[own] = np.nan
         distances = np.where(np.isnan(distances), np.inf, distances)  # own and unseen classes last
         near = np.argpartition(distances, self.nearest - 1)[: self.nearest]

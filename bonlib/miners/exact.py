@@ -37,7 +37,7 @@ class ExactNeighbours(Refreshing):
     Source: our control, the upper bound in cost.
     """
 
-    _learned = ("embeddings", "half_norms")
+    learned = ("_embeddings", "_half_norms")
 
     def __init__(
         self,

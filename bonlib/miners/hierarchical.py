@@ -40,7 +40,7 @@ class Hierarchical(NearClasses):
     bounds and the forms triplet and pair are our reading.
     """
 
-    _learned = ("meeting", "spread", "neighbours")
+    learned = ("_meeting", "_spread", "_neighbours")
 
     def __init__(
         self,

@@ -71,7 +71,7 @@ class SmartMining(Refreshing):
 
     def update(self, indices: ArrayLike | Tensor, embeddings: Tensor) -> None:
         """Adapt the hardness to the share of active tuples; arguments and errors are those of every miner."""
-        ids, embeddings = self._checked_update(indices, embeddings)
+        ids, embeddings = self.checked(indices, embeddings)
         if self._index is None or len(ids) != self.batch_size:
             return
         labels = torch.from_numpy(self.class_of[ids]).to(embeddings.device)

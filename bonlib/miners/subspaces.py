@@ -37,7 +37,7 @@ class Subspaces(Refreshing):
     trained as a classifier before; clustering anew by the network in training is our reading.
     """
 
-    _learned = ("subspace_of",)
+    learned = ("_subspace_of",)
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Subspaces(Refreshing):
         for i, anchor in enumerate(anchors):
             others = self._others(int(anchor))
             if len(others):
-                negatives[i] = self._next_of(int(others[0]))
+                negatives[i] = self.next_of(int(others[0]))
         return negatives
 
     def _others(self, anchor: int) -> Ids:
