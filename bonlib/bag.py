@@ -227,24 +227,18 @@ class BagOfNegatives(Miner):
             "error": self._error,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; iterating then goes on in the middle of the pass where it was saved.
-
-        Raises:
-            ValueError: if the state is of a bag made with other arguments; nothing is changed then.
-        """
-        self._check_state(state)
+    def _load(self, state: Mapping[str, Any]) -> None:
+        super()._load(state)
         table = BucketTable(self.num_samples, self.bits)
         table.load_state_dict(state["table"])
-        self.hasher.check_state(state["hasher"])
         corrected, tally = as_array(state["corrected"]), as_array(state["tally"])
         if (corrected.shape, tally.shape) != (self._corrected.shape, self._tally.shape):
             raise ValueError(f"state is damaged: corrected has shape {corrected.shape}, tally {tally.shape}.")
-        super().load_state_dict(state)
-        self.hasher.load_state_dict(state["hasher"])
         self.table, self._corrected, self._tally = table, corrected.astype(np.int32), tally.astype(np.int64)
-        self._updates, self._batches = state["updates"], state["batches"]
-        self._churn, self._error = state["churn"], state["error"]
+        self._updates = whole_number("updates", state["updates"], 0, 2**31 - 1)
+        self._batches = whole_number("batches", state["batches"], 0)
+        self._churn, self._error = float(state["churn"]), float(state["error"])
+        self.hasher.load_state_dict(state["hasher"])
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         super()._check_state(state)

@@ -1,7 +1,7 @@
 """pytorch-metric-learning's trainer, with Bag of Negatives as sampler: python examples/trainer_loop.py [steps]."""
 
 import sys
-from itertools import chain
+from itertools import chain, count
 
 import torch
 from pytorch_metric_learning.losses import TripletMarginLoss
@@ -13,6 +13,13 @@ from bonlib.training.encoders import make_encoder
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 dataset = load_dataset("glyphs", "train")
 bag = BagOfNegatives(dataset.labels, dim=64, form="triplet", batch_size=120, steps=steps)  # BoN
+
+
+class Samples:
+    """The trainer takes samples one by one and puts them in batches again: pass after pass of the bag, without end."""
+
+    def __iter__(self):
+        return chain.from_iterable(indices for _ in count() for indices in bag)
 
 
 class BagTrainer(MetricLossOnly):
@@ -31,7 +38,7 @@ trainer = BagTrainer(
     batch_size=bag.batch_size,
     loss_funcs={"metric_loss": TripletMarginLoss(margin=0.2)},
     dataset=Indexed(dataset),
-    sampler=chain.from_iterable(bag),  # BoN: the trainer takes samples one by one and puts them in batches again
+    sampler=Samples(),  # BoN
     iterations_per_epoch=steps,
     dataloader_num_workers=0,
     data_and_label_getter=lambda item: (item[0][0], item[1]),

@@ -59,9 +59,11 @@ def run(file=None, miner="bag", loss="batch-hard", *, steps=STEPS, stop=None, en
     sampler = make_miner(miner, data.labels, 8, batch_size=24, seed=1)
     torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)  # noqa: NPY002
     made = make_loss(loss, dim=8, num_classes=40)
+    if "optimizer" in options:
+        options["optimizer"] = options["optimizer"](encoder.parameters(), lr=1e-3)
     for _ in fit(
-        encoder, data, sampler, made, steps=steps, validation=toy(1), evaluate_every=7,
-        checkpoint=file, checkpoint_every=5, progress=progress, **options,
+        encoder, data, sampler, made, steps=steps, validation=toy(1), **{"evaluate_every": 7} | options,
+        checkpoint=file, checkpoint_every=5, progress=progress,
     ):  # fmt: skip
         if progress.step == stop:
             break
@@ -161,12 +163,20 @@ def test_seconds_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 0.1}, r"saved with another lr: it is 0.001 there and 0.1 here; resume with what it was saved with, or"),
+        (
+            {"lr": 0.1},
+            r"another optimizer: it is 'Adam .*0.001.* there and 'Adam .*0.1.* here; resume with what it was",
+        ),
         ({"schedule": "cosine"}, "another schedule: it is 'constant' there and 'cosine' here"),
         ({"precision": "bfloat16"}, "another precision"),
-        ({"loss_lr": 0.1}, "another loss_lr"),
+        ({"loss": "cross-batch-memory", "loss_lr": 0.1}, "another loss"),
+        ({"loss": "semi-hard"}, "another loss: it is"),
+        ({"optimizer": torch.optim.SGD}, "another optimizer: it is"),
+        ({"optimizer": torch.optim.AdamW}, "another optimizer: it is"),
+        ({"evaluate_every": 5}, "another evaluate_every: it is 7 there and 5 here"),
+        ({"steps": 9}, r"steps is 9, but the checkpoint .*run.pt is at step 10; give as many or more"),
         ({"miner": "random"}, "is of another miner: state has miner='BagOfNegatives'"),
-        ({"loss": "cross-batch-memory"}, "is of another loss"),
+        ({"loss": "cross-batch-memory"}, "another loss: it is"),
     ],
 )
 def test_a_checkpoint_of_other_arguments_is_refused_and_nothing_changes(options, message, tmp_path):

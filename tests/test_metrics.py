@@ -156,7 +156,7 @@ def test_every_value_lies_in_0_to_1(seed, noise, chunk):
         ([[0], [1]], [0, 0], "embeddings has dtype torch.int64"),
         ([[[0.0]]], [0], "embeddings has shape"),
         ([], [], "embeddings has shape"),
-        ([[0.0], [1.0]], [0.0, 0.0], "labels has dtype torch.float32; give integers"),
+        ([[0.0], [1.0]], [0.0, 0.0], "labels has dtype float32; give integers"),
         ([[0.0], [1.0]], [[0], [0]], "labels shape"),
         ([[0.0], [1.0]], [0, 1], "no class with two samples"),
     ],

@@ -340,3 +340,25 @@ def test_losses_say_what_they_need():
         make_loss("cross-batch-memory", dim=DIM, memory=5)
     with pytest.raises(ValueError, match="margins come from the miner 'hierarchical'"):
         make_loss("hierarchical", margins=None)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e3, 1e4])
+def test_exact_search_is_exact_far_from_the_origin_too(shift):
+    moved = points() + shift  # float32: what the shift rounds off is gone for both
+    exact = moved.double()
+    distances = torch.cdist(exact, exact)
+    distances[torch.from_numpy(CLASS_OF[:, None] == CLASS_OF)] = torch.inf
+    miner = make("exact", "triplet", ranks=(1, 1))
+    miner.refresh(lambda ids: moved[torch.from_numpy(ids)])
+    drawn = torch.from_numpy(miner.draw_negatives(np.arange(200)))
+    found = distances[torch.arange(200), drawn]
+    assert ((found - distances.amin(dim=1)).abs() < 1e-4 * distances.amin(dim=1)).all()
+
+
+def test_hierarchical_trees_do_not_depend_on_the_origin():
+    trees = []
+    for shift in (0.0, 1e3):
+        miner = make("hierarchical")
+        miner.refresh(lambda ids, shift=shift: points()[torch.from_numpy(ids)].double() + shift)
+        trees.append(miner._neighbours.tolist())
+    assert trees[0] == trees[1]

@@ -92,7 +92,8 @@ def test_the_saved_epoch_keeps_its_place_and_another_begins_anew(stop):
     assert train(again, again) == expected[stop:]
     again.set_epoch(3)  # not right after loading: once more from its beginning
     assert len(list(again)) == STEPS
-    other.set_epoch(4)
+    with pytest.warns(UserWarning, match=r"set_epoch\(4\) begins anew, though .* in the middle of epoch 3; to go on"):
+        other.set_epoch(4)
     assert len(list(other)) == STEPS
     assert train(reference, reference) == expected[stop:]  # without set_epoch
 
@@ -328,3 +329,65 @@ def test_the_plainest_miner_resumes_too():
     list(miner)
     again.load_state_dict(miner.state_dict())
     assert list(again) == list(miner)
+
+
+def broken_states(name, miner):
+    """States of a miner, each with one part that cannot be."""
+    state = miner.state_dict()
+    for part in state["learned"]:
+        array = state["learned"][part]
+        for wrong in (array[:-1], array.double() if array.dtype != torch.float64 else array.float(), array + 10**6):
+            if wrong.dtype == array.dtype and wrong.shape == array.shape and wrong.is_floating_point():
+                continue  # other numbers are not to be told from true ones
+            yield state | {"learned": state["learned"] | {part: wrong}}
+        if array.dtype == torch.int64 and part == "_neighbours":
+            yield state | {"learned": state["learned"] | {part: torch.zeros_like(array)}}
+    yield state | {"rng": {}}
+    yield state | {"config": None}
+    yield state | {"epoch": "third"}
+    yield state | {"drawn": -1}
+    for part, value in (("hardness", -1), ("index", torch.zeros(9, dtype=torch.uint8)), ("looks", "x"), ("left", None)):
+        if part in state:
+            yield state | {part: value}
+    if name == "refreshed-bag":
+        yield state | {"bag": state["bag"] | {"tally": None}}
+    if name == "bag":
+        table, hasher = state["table"], state["hasher"]
+        yield state | {"updates": 2**40}
+        yield state | {"table": table | {"members": table["members"].long() + 2**32}}
+        yield state | {"table": table | {"sizes": None}}
+        for change in ({"generator": torch.zeros(3)}, {"lengths": None}, {"lengths": [float("nan")]}, {"steps": "many"},
+                       {"scale": float("nan")}, {"scale": -1.0}, {"scale": float("inf")}):  # fmt: skip
+            yield state | {"hasher": hasher | change}
+        tensors = hasher["tensors"]
+        for change in ({"mean": torch.zeros(7)}, {"weights": tensors["weights"].double()}):
+            yield state | {"hasher": hasher | {"tensors": tensors | change}}
+
+
+@pytest.mark.parametrize("name", list_miners())
+def test_no_damaged_state_of_any_miner_is_taken_or_changes_anything(name):
+    miner = make_miner(name, LABELS, DIM, form="triplet", batch_size=12)
+
+    def look():
+        if miner.due:
+            miner.refresh(lambda ids: EMBEDDINGS[ids])
+
+    look()
+    for indices in miner:
+        miner.update(indices, EMBEDDINGS[indices])
+        look()
+    before = str(miner.state_dict())
+    for broken in broken_states(name, miner):
+        with pytest.raises(
+            ValueError, match=r"state|is -1|is 'third'|is 'many'|is 'x'|is None|is nan|is inf|holds values"
+        ):
+            miner.load_state_dict(broken)
+        assert str(miner.state_dict()) == before
+
+
+def test_classes_that_are_none_are_refused_before_compiled_code_sees_them():
+    miner = make_bag()
+    with pytest.raises(ValueError, match="c is 50; allowed are 0 to 49"):
+        miner.seeds_around(3, np.array([0]), lambda _: [(50, -1)])
+    with pytest.raises(ValueError, match="num_classes is 51"):
+        miner.seeds_around(51, np.array([0]), lambda _: [])

@@ -1,5 +1,6 @@
 """What is asked of arguments and embeddings wherever they come in."""
 
+import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -197,6 +198,63 @@ def check_indices(name: str, values: ArrayLike | Tensor, end: int, *, length: in
     if array.size and not (array.min() >= 0 and array.max() < end):
         raise ValueError(f"{name} holds values from {array.min()} to {array.max()}; allowed are 0 to {end - 1}.")
     return array.astype(np.int64)
+
+
+def centred(embeddings: Tensor, *, scaled: bool = False) -> Tensor:
+    """Embeddings in float64 around their median: for distances that no far origin spoils.
+
+    The median, because a few far vectors do not move it.
+
+    Args:
+        embeddings: ``(n, dim)`` floating point.
+        scaled: divided by a power of two, which is exact, so that no square overflows or vanishes.
+
+    Example:
+        >>> centred(torch.tensor([[1e6, 0.0], [1e6 + 1, 0.0], [1e6 + 2, 0.0]])).tolist()
+        [[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
+    """
+    rows = embeddings.double()
+    if scaled:  # first too: the difference of huge numbers may overflow
+        rows = rows / _power_above(rows)
+    rows = rows - rows.median(dim=0).values
+    return rows / _power_above(rows) if scaled else rows
+
+
+def _power_above(rows: Tensor) -> float:
+    """The power of two above the largest size of an entry; 1 where all are zero."""
+    return 2.0 ** math.frexp(float(rows.abs().max()))[1]
+
+
+def plain(value: Any) -> Any:
+    """Numbers of NumPy and of tensors as Python's own, also inside lists and dictionaries: what any file can hold."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(plain, value))
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0):
+        return value.item()
+    return value
+
+
+@contextmanager
+def all_or_nothing(*owners: Any) -> Iterator[None]:
+    """Give objects the attributes back that they had, where loading a state into them fails half-way.
+
+    It is enough where loading binds attributes anew and changes nothing in place.
+
+    Raises:
+        ValueError: in place of whatever a damaged state leads to.
+    """
+    before = [dict(vars(owner)) for owner in owners]
+    try:
+        yield
+    except BaseException as error:
+        for owner, attributes in zip(owners, before, strict=True):
+            vars(owner).clear()
+            vars(owner).update(attributes)
+        if isinstance(error, ValueError) or not isinstance(error, Exception):
+            raise
+        raise ValueError(f"state is damaged ({type(error).__name__}: {error}); take an older one.") from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bonlib.core.checks import check_embeddings, own_state, whole_number
+from bonlib.core.checks import all_or_nothing, check_embeddings, own_state, real_number, whole_number
 from bonlib.core.table import MAX_BITS
 
 _REMEMBERED = 5  # batches whose usual length is remembered; the lower median of them is trusted
@@ -99,6 +99,14 @@ class Hash(ABC):
         embeddings = check_embeddings(embeddings, self.dim)
         self._follow(embeddings.device)
         before = self.state_dict()
+        try:
+            return self._learn_from(embeddings)
+        except BaseException:  # whatever a subclass or its library raises
+            self.load_state_dict(before)
+            raise
+
+    def _learn_from(self, embeddings: Tensor) -> float:
+        """Learn from checked embeddings; see :meth:`partial_fit`, which puts everything back where this raises."""
         rows, usual = self._scaled(embeddings, measure=True)
         if not usual.all():
             rows = rows[usual]
@@ -112,9 +120,8 @@ class Hash(ABC):
             total = torch.stack([values.sum(dtype=torch.float64) for values in self.tensors.values()]).sum()
             told, total = torch.stack([total if error is None else error.double(), total]).tolist()  # waits for a GPU
         if not math.isfinite(total):
-            self.load_state_dict(before)
             raise FloatingPointError(
-                f"The hash is not finite after its update {self.steps + 1}, and was put back; lower its lr "
+                f"The hash is not finite after its update {self.steps}, and was put back; lower its lr "
                 f"(hasher options of {type(self).__name__}), or look for a diverging loss."
             )
         return math.nan if error is None else told
@@ -150,11 +157,15 @@ class Hash(ABC):
         Raises:
             ValueError: if the state is of another hash, ``dim`` or ``bits``, or not finite; nothing is changed then.
         """
-        self.check_state(state)
         device = self.tensors["mean"].device
-        self.tensors = {name: values.to(device, copy=True) for name, values in state["tensors"].items()}
-        self.steps, self._lengths, self._scale = state["steps"], list(state["lengths"]), state["scale"]
-        self.generator.set_state(state["generator"].cpu())
+        with all_or_nothing(self):
+            self.check_state(state)
+            self.tensors = {name: values.to(device, copy=True) for name, values in state["tensors"].items()}
+            self.steps = whole_number("steps", state["steps"], 0)
+            self._lengths = [real_number("lengths", length, 0) for length in state["lengths"]][-_REMEMBERED:]
+            self._scale = real_number("scale", state["scale"], math.ulp(0))
+            self.generator = torch.Generator()
+            self.generator.set_state(state["generator"].cpu())
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Refuse what is no state of this hash; see :meth:`load_state_dict`."""
@@ -164,9 +175,13 @@ class Hash(ABC):
                 raise ValueError(
                     f"state has {name}={state[name]}, this hash has {value}; make it as the saved one was."
                 )
-        saved = state["tensors"]
-        if saved.keys() != self.tensors.keys() or not all(torch.isfinite(values).all() for values in saved.values()):
-            raise ValueError("state is damaged: its tensors are not those of this hash, or not finite; begin anew.")
+        own_state(state["tensors"], "a hash", self.tensors)
+        for name, own in self.tensors.items():
+            saved = state["tensors"][name]
+            # The rows that some hashes remember may be more or fewer.
+            alike = saved.dtype == own.dtype and saved.shape[own.ndim == 2 :] == own.shape[own.ndim == 2 :]
+            if not alike or (name == "encoder" and saved.shape != own.shape) or not torch.isfinite(saved).all():
+                raise ValueError(f"state is damaged: its {name} is not that of this hash, or not finite; begin anew.")
 
     def _scaled(self, embeddings: Tensor, *, measure: bool = False) -> tuple[Tensor, Tensor]:
         """Rows divided by the scale ``(batch, dim)``, far ones to length one; and which are of usual size ``(batch,)``.
@@ -180,8 +195,8 @@ class Hash(ABC):
             if usual > 0 and not 1 / _DRIFT <= usual / self._scale <= _DRIFT:
                 self._scale = 2.0 ** round(math.log2(usual))
         far = lengths > _FAR * self._scale
-        factors = torch.where(far, 1 / lengths, 1 / self._scale).to(embeddings.dtype)
-        return embeddings * factors[:, None], ~far & (lengths >= _TINY * self._scale)
+        factors = torch.where(far, 1 / lengths, 1 / self._scale)  # float64: the scale may be tiny
+        return (embeddings * factors[:, None]).float(), ~far & (lengths >= _TINY * self._scale)
 
     def _follow(self, device: torch.device) -> None:
         """Move all tensors to ``device``, where they are not there already."""

@@ -1,6 +1,7 @@
 """What every miner shares: the protocol, the layout of a batch, and fair streams of anchors, classmates and classes."""
 
 import hashlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -12,7 +13,15 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.core.checks import MAX_SAMPLES, as_array, check_embeddings, check_indices, own_state, whole_number
+from bonlib.core.checks import (
+    MAX_SAMPLES,
+    all_or_nothing,
+    as_array,
+    check_embeddings,
+    check_indices,
+    own_state,
+    whole_number,
+)
 from bonlib.core.kernels import (
     CLASSES,
     grouped,
@@ -144,8 +153,15 @@ class Miner(ABC):
         Right after a state was loaded, the epoch that it was saved in keeps its place; any other begins anew.
         """
         epoch = whole_number("epoch", epoch, 0)
-        if self._loaded and epoch == self._epoch and self._resume:
-            return
+        if self._loaded and self._resume:
+            if epoch == self._epoch:
+                return
+            if self._epoch is not None:
+                warnings.warn(
+                    f"set_epoch({epoch}) begins anew, though the state that was loaded is in the middle of epoch "
+                    f"{self._epoch}; to go on there, let the loop begin with that epoch: set_epoch({self._epoch}).",
+                    stacklevel=2,
+                )
         self._rng = np.random.default_rng([self.seed, epoch])
         self._epoch, self._loaded = epoch, False
         self._drawn = self._resume = 0
@@ -201,8 +217,15 @@ class Miner(ABC):
             ValueError: if the state is of a miner made with other labels or arguments, or damaged; nothing is changed
                 then.
         """
-        self._check_state(state)
+        with all_or_nothing(self):
+            self._check_state(state)
+            self._load(state)
+            self._pass += 1  # iterators that are still there are of another life
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Bind the parts of a state; a subclass loads objects of its own last, for these cannot be put back."""
         drawn = whole_number("drawn", state["drawn"], 0, self.steps)
+        epoch = None if state["epoch"] is None else whole_number("epoch", state["epoch"], 0)
         rng = np.random.default_rng()
         rng.bit_generator.state = state["rng"]
         order, cursor, streams = (as_array(state[name]).copy() for name in ("order", "cursor", "streams"))
@@ -210,10 +233,21 @@ class Miner(ABC):
         self._rng, self._streams = rng, streams.astype(np.int64)
         self._classes = self._classes._replace(order=order.astype(np.int32), cursor=cursor.astype(np.int32))
         for name in self.learned:
-            setattr(self, name, as_array(state["learned"][name]).copy())
-        self._epoch, self._loaded = state["epoch"], True
+            array = as_array(state["learned"][name]).copy()
+            self._check_learned(name, array)
+            setattr(self, name, array)
+        self._epoch, self._loaded = epoch, True
         self._drawn, self._resume = drawn, drawn % self.steps  # a pass that ended is followed by a whole one
-        self._pass += 1  # iterators that are still there are of another life
+
+    def _check_learned(self, name: str, array: NDArray[Any]) -> None:
+        """Refuse a learned array that cannot be this miner's: of another type, or another shape than one that is set.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        own = getattr(self, name)
+        if array.dtype != own.dtype or (own.size and array.shape != own.shape):
+            raise ValueError(f"state is damaged: {name} has dtype {array.dtype} and shape {array.shape}.")
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         """Refuse what is no state of this miner, before anything is changed."""
@@ -311,8 +345,9 @@ class Miner(ABC):
         Returns:
             ``(num_classes,)``.
         """
+        whole_number("num_classes", num_classes, 1, len(self.classes))
         seeds: dict[int, int] = {}
-        for g, anchor in enumerate(anchors):
+        for g, anchor in enumerate(check_indices("anchors", anchors, self.num_samples)):
             wanted = num_classes * (g + 1) // len(anchors)
             for c, sample in chain([(int(self.class_of[anchor]), int(anchor))], nearby(int(anchor))):
                 if len(seeds) == wanted:
@@ -325,7 +360,9 @@ class Miner(ABC):
         return np.array([self.next_of(c) if sample < 0 else sample for c, sample in seeds.items()], dtype=np.int64)
 
     def next_of(self, c: int) -> int:
-        """The next sample of the stream of class ``c``."""
+        """The next sample of the stream of class ``c``, its position in :attr:`classes`."""
+        if not 0 <= c < len(self.classes):
+            raise ValueError(f"c is {c}; allowed are 0 to {len(self.classes) - 1}, positions in classes.")
         return int(next_in_class(c, self._classes, self._rng))
 
     def _check_groups(self, groups: int) -> int:

@@ -72,6 +72,8 @@ class BucketTable:
         ids = check_indices("ids", ids, self.num_samples)
         codes = check_indices("codes", codes, 2**self.bits)
         near = plain_order(len(ids)) if near is None else np.asarray(near)
+        if near.ndim != 1 or near.dtype.kind not in "iu":
+            raise ValueError(f"near has shape {near.shape} and dtype {near.dtype}; give a 1-D array of integers.")
         if not len(ids) == len(codes) == len(near):
             lengths = f"ids has length {len(ids)} and codes {len(codes)}"
             raise ValueError(f"{lengths}, near {len(near)}; give one of each for each id.")
@@ -133,12 +135,14 @@ class BucketTable:
                     f"state has {name}={state[name]}, this table has {getattr(self, name)}; "
                     "make the table with the arguments of the saved one."
                 )
-        sizes, members, near = (as_array(state[name]).astype(np.int32) for name in ("sizes", "members", "near"))
-        if sizes.shape != (2**self.bits,) or sizes.min() < 0 or sizes.sum() != len(members):
+        sizes = check_indices("sizes", state["sizes"], self.num_samples + 1).astype(np.int32)
+        members = check_indices("members", state["members"], self.num_samples).astype(np.int32)
+        near = as_array(state["near"]).astype(np.int32)
+        if sizes.shape != (2**self.bits,) or sizes.sum() != len(members):
             raise ValueError("state is damaged: the bucket sizes do not add up to the number of members.")
         if near.shape != (self.num_samples,):
             raise ValueError(f"state is damaged: near has shape {near.shape}, not {(self.num_samples,)}.")
-        if len(np.unique(check_indices("members", members, self.num_samples))) != len(members):
+        if len(np.unique(members)) != len(members):
             raise ValueError("state is damaged: a sample is in two buckets.")
         self._pool, self._size, self._used = members, sizes, len(members)
         self._start = np.cumsum(sizes, dtype=np.int64) - sizes

@@ -81,10 +81,12 @@ class Refreshing(Miner):
         """Everything that influences the next batch, what the last look brought included."""
         return super().state_dict() | {"left": self._left, "looks": self._looks}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; refuses one of a miner made with other arguments."""
-        super().load_state_dict(state)
-        self._left, self._looks = state["left"], state["looks"]
+    def _load(self, state: Mapping[str, Any]) -> None:
+        super()._load(state)
+        self._left, self._looks = (
+            whole_number("left", state["left"], -(2**62)),
+            whole_number("looks", state["looks"], 0),
+        )
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         super()._check_state(state)
@@ -125,6 +127,13 @@ class NearClasses(Refreshing):
         super().__init__(*arguments, **options)
         self._neighbours = np.empty((0, 0), dtype=np.int64)  # (num_classes, near classes) after a look
 
+    def _check_learned(self, name: str, array: NDArray[Any]) -> None:
+        super()._check_learned(name, array)
+        if name == "_neighbours" and array.size:
+            own, count = np.arange(len(self.classes))[:, None], len(self.classes)
+            if len(array) != count or array.min() < 0 or array.max() >= count or (array == own).any():
+                raise ValueError("state is damaged: its near classes are not those of these labels.")
+
     def draw_negatives(self, anchors: ArrayLike) -> Ids:
         """A sample of a random near class of each anchor's class."""
         if not self._looks:
@@ -145,5 +154,5 @@ def class_means(embeddings: Tensor, class_of: NDArray[np.integer[Any]], num_clas
         [1.0, 3.0]
     """
     of = torch.from_numpy(class_of).long()
-    sums = torch.zeros(num_classes, embeddings.shape[1]).index_add_(0, of, embeddings)
+    sums = embeddings.new_zeros(num_classes, embeddings.shape[1]).index_add_(0, of, embeddings)
     return sums / torch.bincount(of, minlength=num_classes)[:, None]

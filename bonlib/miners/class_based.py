@@ -55,9 +55,9 @@ class ClassBased(Miner):
         if self.momentum >= 1:
             raise ValueError(f"momentum is {momentum}; allowed are 0 up to 1, without 1.")
         self.nearest, self.groups = min(whole_number("nearest", nearest, 1), len(self.classes) - 1), groups
-        self.signatures = np.full((len(self.classes), dim), np.nan, dtype=np.float32)  # NaN: not seen yet
+        self.signatures = np.full((len(self.classes), self.dim), np.nan, dtype=np.float32)  # NaN: not seen yet
         rows = 0 if self.form == "set" else self.num_samples
-        self.last = np.full((rows, dim), np.nan, dtype=np.float32)  # embedding last seen of each sample
+        self.last = np.full((rows, self.dim), np.nan, dtype=np.float32)  # embedding last seen of each sample
 
     def update(self, indices: ArrayLike | Tensor, embeddings: Tensor) -> None:
         """Move the signatures of the classes in the batch; arguments and errors are those of every miner."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.core.checks import check_indices, whole_number
+from bonlib.core.checks import centred, check_indices, whole_number
 from bonlib.core.miner import Ids, Layout
 from bonlib.miners.base import Refreshing
 
@@ -52,6 +52,8 @@ class ExactNeighbours(Refreshing):
     ) -> None:
         super().__init__(labels, dim, every=every, warm_up=warm_up, **layout)
         groups = self._check_groups(groups)
+        if not isinstance(ranks, tuple | list) or len(ranks) != 2:
+            raise ValueError(f"ranks is {ranks!r}; give the first and the last, counted from 1.")
         first, last = (whole_number("ranks", rank, 1, hint="Ranks are counted from 1.") for rank in ranks)
         if not 1 <= first <= last:
             raise ValueError(f"ranks is {ranks}; give the first and the last, counted from 1.")
@@ -60,7 +62,7 @@ class ExactNeighbours(Refreshing):
         self.ranks, self.groups = (first, min(last, len(self.classes) - 1)), groups
         self._by_class = np.argsort(self.class_of, kind="stable")  # samples, class after class
         self._row_of = np.argsort(self._by_class)  # of each sample among these
-        self._embeddings = np.empty((0, dim), dtype=np.float32)  # in that order
+        self._embeddings = np.empty((0, self.dim), dtype=np.float32)  # in that order
         self._half_norms = np.empty(0, dtype=np.float32)
 
     def draw_seeds(self, num_classes: int) -> Ids:
@@ -101,7 +103,7 @@ class ExactNeighbours(Refreshing):
             yield int(c), int(self._by_class[inside][distances[inside].argmin()])
 
     def _look(self, embeddings: Tensor) -> None:
-        self._embeddings = embeddings.numpy()[self._by_class]
+        self._embeddings = centred(embeddings, scaled=True).float().numpy()[self._by_class]
         self._half_norms = np.square(self._embeddings).sum(axis=1) / 2
 
     def _config(self) -> dict[str, Any]:

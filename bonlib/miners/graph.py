@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.core.checks import needs_extra, whole_number
+from bonlib.core.checks import centred, needs_extra, whole_number
 from bonlib.core.miner import FORMS, Ids, Layout
 from bonlib.miners.base import NearClasses
 
@@ -68,7 +68,7 @@ class GraphSampling(NearClasses):
     def _look(self, embeddings: Tensor) -> None:
         import faiss
 
-        rows = np.ascontiguousarray(embeddings.numpy())
+        rows = np.ascontiguousarray(centred(embeddings, scaled=True).float().numpy())
         index = faiss.IndexFlatL2(self.dim)
         index.add(rows)  # pyright: ignore[reportCallIssue]
         _, near = index.search(rows, self.nearest + 1)  # pyright: ignore[reportCallIssue]

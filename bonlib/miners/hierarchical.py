@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.core.checks import needs_extra, real_number, whole_number
+from bonlib.core.checks import centred, needs_extra, real_number, whole_number
 from bonlib.core.miner import Ids, Layout
 from bonlib.miners.base import NearClasses, class_means
 
@@ -94,12 +94,13 @@ class Hierarchical(NearClasses):
         from scipy.cluster.hierarchy import cophenet, linkage
         from scipy.spatial.distance import squareform
 
+        embeddings = centred(embeddings)
         means = class_means(embeddings, self.class_of, len(self.classes))
         squares = class_means(embeddings.square().sum(dim=1, keepdim=True), self.class_of, len(self.classes))  # (K, 1)
         distances = (squares + squares.T - 2 * means @ means.T).clamp_min(0)  # means over all pairs of samples
         # Over the pairs of different samples of a class.
         count = torch.from_numpy(self._classes.count).clamp_min(2)
-        self._spread = (distances.diagonal() * count / (count - 1)).numpy()
+        self._spread = (distances.diagonal() * count / (count - 1)).float().numpy()
         np.fill_diagonal(between := distances.numpy().copy(), 0)
         condensed = squareform(between, checks=False)
         self._meeting = self._thresholds(np.asarray(cophenet(linkage(condensed, "average"))))

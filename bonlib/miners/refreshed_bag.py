@@ -56,11 +56,9 @@ class RefreshedBag(Refreshing):
         """Everything that influences the next batch, the bag's state included."""
         return super().state_dict() | {"bag": self.bag.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; refuses one of a miner made with other arguments."""
-        self._check_state(state)
-        self.bag.load_state_dict(state["bag"])  # checks, then changes
-        super().load_state_dict(state)
+    def _load(self, state: Mapping[str, Any]) -> None:
+        super()._load(state)
+        self.bag.load_state_dict(state["bag"])
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         super()._check_state(state)

@@ -89,13 +89,16 @@ class SmartMining(Refreshing):
         index = {} if self._index is None else {"index": torch.from_numpy(faiss.serialize_index(self._index).copy())}
         return super().state_dict() | {"hardness": self._hardness} | index
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; refuses one of a miner made with other arguments."""
+    def _load(self, state: Mapping[str, Any]) -> None:
         import faiss
 
-        super().load_state_dict(state)
-        self._hardness = state["hardness"]
+        super()._load(state)
+        self._hardness = real_number("hardness", state["hardness"], 0, 1)
         self._index = faiss.deserialize_index(state["index"].numpy()) if "index" in state else None
+        if self._index is not None and (self._index.ntotal, self._index.d) != (self.num_samples, self.dim):
+            raise ValueError(
+                f"state is damaged: its index is of {self._index.ntotal} samples of width {self._index.d}."
+            )
 
     def draw_seeds(self, num_classes: int) -> Ids:
         """Anchors, and neighbours of each about the rank that the hardness says."""

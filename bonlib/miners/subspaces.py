@@ -3,7 +3,7 @@
 from typing import Any, Unpack
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bonlib.core.checks import check_indices, needs_extra, whole_number
@@ -56,6 +56,11 @@ class Subspaces(Refreshing):
         with needs_extra("100K identities"):
             import faiss  # noqa: F401
         self._subspace_of = np.zeros(len(self.classes), dtype=np.int64)  # of each class; one for all before a look
+
+    def _check_learned(self, name: str, array: NDArray[Any]) -> None:
+        super()._check_learned(name, array)
+        if array.min() < 0 or array.max() >= self.subspaces:
+            raise ValueError(f"state is damaged: it has subspaces from {array.min()} to {array.max()}.")
 
     def draw_seeds(self, num_classes: int) -> Ids:
         """Classes of the subspace of one anchor."""

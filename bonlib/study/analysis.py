@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bonlib.bag import BagOfNegatives
+from bonlib.core.checks import centred
 from bonlib.core.hashing import Hash
 from bonlib.core.kernels import UNSEEN
 from bonlib.core.miner import Miner
@@ -171,7 +172,7 @@ def bag_quality(
             f"embeddings has length {len(embeddings)}; give one row for each of {bag.num_samples} samples."
         )
     rng = np.random.default_rng(seed)
-    vectors = np.ascontiguousarray(embeddings.detach().cpu().float().numpy())
+    vectors = np.ascontiguousarray(centred(embeddings.detach().cpu(), scaled=True).float().numpy())
     index = faiss.IndexFlatL2(vectors.shape[1])
     index.add(vectors)  # pyright: ignore[reportCallIssue]
     chosen = [i for i in rng.permutation(bag.num_samples)[: 2 * anchors] if len(bag.negatives(i))][:anchors]
@@ -244,6 +245,7 @@ def nearest_images(embeddings: Tensor, queries: NDArray[np.int64], *, k: int = 1
         queries: positions in ``embeddings``.
         k: how many.
     """
-    distances = torch.cdist(embeddings[queries], embeddings)  # (queries, num_samples)
+    rows = centred(embeddings, scaled=True)
+    distances = torch.cdist(rows[queries], rows)  # (queries, num_samples)
     distances[torch.arange(len(queries)), torch.as_tensor(queries)] = torch.inf
     return distances.topk(min(k, distances.shape[1]), largest=False).indices.numpy()

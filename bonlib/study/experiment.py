@@ -80,6 +80,14 @@ class Config:
         for name in ("margin", "loss_lr"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, real_number(name, getattr(self, name), 0))
+        for name in ("identities", "bits"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
+        for name in ("test", "measure_bags"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; allowed are True and False (true and false in files)."
+                )
         for name in ("dataset_options", "encoder_options", "miner_options", "loss_options"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give a dictionary of options.")
@@ -141,7 +149,9 @@ class Experiment:
         options |= config.miner_options | ({} if config.bits is None else {"bits": config.bits})
         if own := options.pop("hasher_options", None):
             bits = options.pop("bits", None) or default_bits(len(self.train))
-            options["hasher"] = make_hasher(options["hasher"], config.dim, bits, seed=config.seed, **own)
+            options["hasher"] = make_hasher(
+                options.get("hasher", "autoencoder"), config.dim, bits, seed=config.seed, **own
+            )
         self.miner = make_miner(config.miner, self.train.labels, config.dim, **options)
         self.loss = make_loss(
             config.loss, config.form, margin=config.margin, seed=config.seed,
@@ -177,6 +187,9 @@ class Experiment:
 
     def save(self, sweep: str) -> Path:
         """Evaluate on the test classes, if asked to, and write the record into the folder ``sweep``; returns it."""
+        if self.progress.step < self.config.steps:
+            done = f"{self.progress.step} of {self.config.steps}"
+            raise ValueError(f"The run is at step {done}; train to the end before it is recorded.")
         metrics, data = {}, {"identities": self.train.num_classes, "images": len(self.train)}
         if self.config.test:
             test = load_dataset(self.config.dataset, "test", **self.config.dataset_options)

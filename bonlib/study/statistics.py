@@ -11,6 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
+_ROUNDING = 1e-12  # differences that arithmetic makes
 _LEVEL = 0.05  # of significance, over all comparisons of a table
 
 
@@ -57,6 +58,8 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     array = np.asarray(values, dtype=float)
     if not len(array):
         raise ValueError("values is empty; give at least one run.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"values holds {int((~np.isfinite(array)).sum())} that are not finite; leave such runs out.")
     if len(array) < 2:
         return Interval(float(array[0]), float("nan"), float("nan"), 1)
     mean, half = float(array.mean()), float(t.ppf((1 + confidence) / 2, len(array) - 1) * sem(array))
@@ -88,17 +91,24 @@ def paired_difference(first: "pd.DataFrame", second: "pd.DataFrame", column: str
     """
     from scipy.stats import ttest_rel
 
-    a, b = (runs.set_index("seed")[column].dropna() for runs in (first, second))
+    a, b = (runs.set_index("seed")[column].astype(float) for runs in (first, second))
+    a, b = a[np.isfinite(a)], b[np.isfinite(b)]
     if not (a.index.is_unique and b.index.is_unique):
         raise ValueError("A method has several runs of one seed; choose those of one config.")
     shared = a.index.intersection(b.index)
     if shared.empty:
-        raise ValueError(f"The methods share no seed: {sorted(a.index)} and {sorted(b.index)}.")
+        names = [
+            str(runs["method"].iloc[0]) if "method" in runs and len(runs) else "a method" for runs in (first, second)
+        ]
+        raise ValueError(
+            f"{names[0]} and {names[1]} share no seed with a {column}: {sorted(a.index)} and {sorted(b.index)}; "
+            "run the missing ones, or leave the method out."
+        )
     unmatched = sorted(map(int, a.index.symmetric_difference(b.index)))
     a, b = a[shared].to_numpy(dtype=float), b[shared].to_numpy(dtype=float)
     mean, low, high, p = float((a - b).mean()), float("nan"), float("nan"), float("nan")
-    if len(shared) > 1 and np.ptp(a - b) == 0:  # the same at each seed: nothing is left to chance
-        low, high, p = mean, mean, float(mean == 0)
+    if len(shared) > 1 and np.ptp(a - b) < _ROUNDING:  # the same at each seed: nothing is left to chance
+        low, high, p = mean, mean, float(abs(mean) < _ROUNDING)
     elif len(shared) > 1:
         test = ttest_rel(a, b)
         (low, high), p = map(float, test.confidence_interval(0.95)), float(test.pvalue)
@@ -126,6 +136,17 @@ def verdicts(differences: Sequence[Difference]) -> list[tuple[str, float]]:
     return said
 
 
+def _one_budget(runs: "pd.DataFrame", name: str) -> None:
+    """Refuse to compare runs of several data sets or lengths.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    for column, what in (("steps", "steps; choose those of one budget"), ("dataset", "; choose those of one data set")):
+        if column in runs and runs[column].nunique() > 1:
+            raise ValueError(f"{name} has runs of {sorted(set(runs[column].tolist()))} {what}.".replace(" ;", ";"))
+
+
 def _compared(rows: list[dict[str, Any]], differences: list[Difference], lead: str) -> "pd.DataFrame":
     """A table of comparisons with the columns that all of them have."""
     import pandas as pd
@@ -151,6 +172,8 @@ def gains(runs: "pd.DataFrame", column: str, *, miner: str = "bag", baseline: st
         if len(first) and len(second):
             differences.append(paired_difference(first, second, column))
             rows.append({"form": form, "loss": loss})
+    if not rows:
+        raise ValueError(f"No form and loss has runs of both {miner!r} and {baseline!r}; run a sweep with both.")
     return _compared(rows, differences, "gain")
 
 
@@ -171,6 +194,7 @@ def against(runs: "pd.DataFrame", column: str, method: str) -> "pd.DataFrame":
     Raises:
         ValueError: if there is no such method.
     """
+    _one_budget(runs, "The table")
     own = runs[runs["method"] == method]
     if own.empty:
         raise ValueError(f"method is {method!r}; allowed are {sorted(runs['method'].unique())}.")
@@ -212,9 +236,7 @@ def leads_by(
         first, second = group[group["miner"] == miner], group[group["miner"] == baseline]
         if first.empty or second.empty:
             continue
-        if group["steps"].nunique() > 1:
-            steps = sorted(set(map(int, group["steps"])))
-            raise ValueError(f"{name} has runs of {steps} steps; choose those of one budget.")
+        _one_budget(group, str(name))
         found = paired_difference(first, second, column)
         size = {part: int(group[f"data.{part}"].median()) for part in ("identities", "images")}  # subsets vary by seed
         means = {baseline: found.second, miner: found.first}
@@ -256,6 +278,8 @@ def time_to_accuracy(
         raise ValueError(f"baseline is {baseline!r}, which has no history here; allowed are {sorted(known)}.")
     if silent := sorted(set(runs["key"]) - set(history["key"])):
         raise ValueError(f"The runs {', '.join(silent)} have no history; run them again, or leave them out.")
+    if silent := sorted(history.loc[history[metric].isna(), "key"].unique()):
+        raise ValueError(f"The runs {', '.join(silent)} have no {metric} at some step; leave them out.")
     best = history.groupby(["key", "method"])[metric].max().reset_index()
     target = float(best.loc[best["method"] == baseline, metric].mean())
     rows = []
@@ -278,6 +302,7 @@ def cost_table(runs: "pd.DataFrame") -> "pd.DataFrame":
         (draw, hash and refresh) and ``peak_memory_gib``.
     """
     parts = ["draw", "data", "compute", "hash", "refresh"]
+    runs = runs.dropna(subset=["seconds.compute"])  # a failed run has none
     seconds = runs.reindex(columns=[f"seconds.{part}" for part in parts]).fillna(0.0).set_axis(parts, axis=1)
     table = seconds.mul(1000).div(runs["steps"], axis=0).groupby(runs["method"], sort=False).mean()
     total = table.sum(axis=1)

@@ -216,6 +216,14 @@ def _stamp(output: Path) -> Path:
     return output.with_suffix(".key")
 
 
+def _make_site(notebooks: Path) -> Path:
+    """The docs with these notebooks in the place of the committed ones; returns the first page."""
+    site = _build() / "site"
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-q", str(_root() / "docs"), str(site)]
+    subprocess.run(command, check=True, env=os.environ | {"BONLIB_NOTEBOOKS": str(notebooks)})
+    return site / "index.html"
+
+
 def _root() -> Path:
     root = project_dir()
     if root is None:
@@ -291,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="processes at once",
     )
     parser.add_argument("--fresh", action="store_true", help="do again what is already done")
-    parser.add_argument("--no-notebooks", action="store_true", help="runs without papermill, and no report")
+    parser.add_argument("--no-notebooks", action="store_true", help="runs without papermill, and no site")
     parser.add_argument("--choose", metavar="SWEEP", help="print the best trial of each method of this sweep, as YAML")
     options = parser.parse_args(arguments)
     if options.choose:
@@ -346,10 +354,8 @@ def main(arguments: list[str] | None = None) -> int:
         bar.update(work - bar.n)
     print(f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes: {len(runs)} runs, {len(pages)} notebooks.")
     if not (options.no_notebooks or options.sweep):
-        from bonlib.study.report import write_report
-
-        index = write_report(_build() / "notebooks" / options.preset, _build() / "report", reference=True)
-        print(f"Report:  {index}\nFigures: {os.environ.get('BONLIB_FIGURES', _root() / 'figures')}")
+        print(f"Site:    {_make_site(_build() / 'notebooks' / options.preset)}")
+        print(f"Figures: {os.environ.get('BONLIB_FIGURES', _root() / 'figures')}")
     for sweep in sweeps:
         print(f"Records: {results_dir() / sweep}", *results_lines(sweep), sep="\n")
     if failed:

@@ -3,7 +3,7 @@
 import random
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,13 @@ def load_checkpoint(
     state = from_rank_zero(lambda: read_torch(file, _FORMAT, _CURE) if file.exists() else None)
     if state is None:
         return
-    for name, value in made_of.items():
-        if (saved := state["made_of"].get(name)) != value:
+    wanted = ("made_of", "progress", "generators", "encoder", "loss", "optimizer", "miner")
+    measured = {entry.name for entry in fields(Progress)}
+    if lacking := [*(set(wanted) - state.keys()), *(measured - state.get("progress", {}).keys())]:
+        raise ValueError(f"checkpoint {file} is damaged: it lacks {', '.join(sorted(lacking))}; {_CURE}.")
+    for name in {**made_of, **state["made_of"]}:
+        saved, value = state["made_of"].get(name), made_of.get(name)
+        if saved != value:
             what = "other data: the fingerprint" if name == "data" else f"another {name}: it"
             raise ValueError(f"checkpoint {file} was saved with {what} is {saved!r} there and {value!r} here; {_CURE}.")
     for name in ("encoder", "loss"):
@@ -93,7 +98,7 @@ def load_checkpoint(
         raise ValueError(f"checkpoint {file} is of another miner: {error}") from error
     try:
         parts["optimizer"].load_state_dict(state["optimizer"])  # checks, then changes
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         parts["miner"].load_state_dict(before)
         raise ValueError(f"checkpoint {file} is of another optimizer ({error}); {_CURE}.") from error
     for name in ("encoder", "loss"):

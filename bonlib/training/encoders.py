@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from bonlib.core.checks import check_device, needs_extra
+from bonlib.core.checks import check_device, needs_extra, plain, whole_number
 from bonlib.core.paths import read_torch, write_atomically
 
 _CHANNELS = (32, 64, 64, 128)
@@ -103,6 +103,7 @@ def make_encoder(
         >>> make_encoder(dim=16)(torch.zeros(2, 1, 32, 32)).shape
         torch.Size([2, 16])
     """
+    dim, in_channels = whole_number("dim", dim, 1), whole_number("in_channels", in_channels, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name != "small":
@@ -157,14 +158,14 @@ def save_encoder(file: str | Path, encoder: nn.Module, *, images: dict[str, Any]
     Raises:
         ValueError: if these arguments do not make such an encoder; nothing is written then.
     """
-    state = unwrapped(encoder).state_dict()
+    made, images, state = plain(made), plain(images or {}), unwrapped(encoder).state_dict()
     try:
         with torch.device("meta"):  # takes no memory
             make_encoder(**made).load_state_dict(state, assign=True)
     except (RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"made is {made}, which does not make this encoder: {reason} Give what made it.") from error
-    content = {"format": _FORMAT, "made": made, "images": images or {}, "state": state}
+    content = {"format": _FORMAT, "made": made, "images": images, "state": state}
     write_atomically(Path(file), lambda temporary: torch.save(content, temporary))
     return Path(file)
 
@@ -180,6 +181,8 @@ def load_encoder(file: str | Path, *, device: str | torch.device = "cpu") -> tup
         raise FileNotFoundError(f"file is {str(file)!r}, which is no file; give one that save_encoder wrote.")
     device = check_device(device)
     content = read_torch(Path(file), _FORMAT, "give one that save_encoder wrote", device)
+    if lacking := sorted({"made", "images", "state"} - content.keys()):
+        raise ValueError(f"{file} is damaged: it lacks {', '.join(lacking)}; give one that save_encoder wrote.")
     encoder = make_encoder(**content["made"]).to(device)
     encoder.load_state_dict(content["state"])
     return encoder.eval(), content["images"]

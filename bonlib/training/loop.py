@@ -1,6 +1,7 @@
 """One plain training loop, the same for every miner and loss."""
 
 import math
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -9,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from bonlib.core.checks import check_device, embeddings_of, real_number, whole_number
+from bonlib.core.checks import as_array, check_device, embeddings_of, real_number, whole_number
 from bonlib.core.distributed import RankMiner, from_rank_zero, world_size
 from bonlib.core.miner import Miner
 from bonlib.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -124,6 +126,8 @@ def fit(
             f"miner was made with {miner.num_samples} labels, dataset has {len(dataset)} samples; "  # pyright: ignore
             "make the miner with the labels of this dataset."
         )
+    if not _same_classes(getattr(dataset, "labels", None), miner):
+        raise ValueError("miner was made with labels of other classes than the dataset has; give it dataset.labels.")
     device = check_device(device)
     if workers and device.type != "cpu" and getattr(getattr(dataset, "images", None), "is_cuda", False):
         raise ValueError(f"workers is {workers}, but the images are on a GPU already; give workers=0.")
@@ -131,15 +135,23 @@ def fit(
     loss.to(device)
     optimizer = optimizer or _adam(encoder, loss, lr, loss_lr)
     progress = Progress() if progress is None else progress
+    if progress.step:
+        raise ValueError(f"progress is of a run at step {progress.step}; give a new one: Progress().")
     model, criterion, shared = _shared(encoder, loss, miner)
     parts = {"encoder": unwrapped(encoder), "loss": unwrapped(loss), "optimizer": optimizer, "miner": miner}
     file, made_of = Path(checkpoint) if checkpoint is not None else None, {}
     if file is not None:
-        made_of = {"data": _fingerprint(dataset), "lr": lr, "loss_lr": loss_lr, "schedule": schedule}
-        made_of |= {"precision": precision} | ({"steps": steps} if schedule == "cosine" else {})
+        made_of = {"data": _fingerprint(dataset), "validation": validation and _fingerprint(validation)}
+        made_of |= {"evaluate_every": evaluate_every, "schedule": schedule, "precision": precision}
+        made_of |= {"loss": _described(loss)} | _settings(optimizer)
+        made_of |= {"steps": steps} if schedule == "cosine" else {}
     peaks = [group["lr"] for group in optimizer.param_groups]
     if file is not None:
         load_checkpoint(file, parts, progress, made_of, device)
+    if progress.step > steps:
+        raise ValueError(
+            f"steps is {steps}, but the checkpoint {file} is at step {progress.step}; give as many or more."
+        )
     clock, warned = _Clock(device), False
     batches = _batches(dataset, shared, workers, clock)
     for step in range(progress.step + 1, steps + 1):
@@ -210,8 +222,34 @@ def _fingerprint(dataset: Dataset[Any]) -> str:
     return getattr(dataset, "fingerprint", None) or f"{len(dataset)} samples"  # pyright: ignore[reportArgumentType]
 
 
+def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser's kind and hyperparameters, as text, by name and group."""
+    told = {"optimizer": type(optimizer).__name__}
+    for i, group in enumerate(optimizer.param_groups):
+        of = f" of group {i + 1}" if i else ""
+        told |= {name + of: repr(value) for name, value in group.items() if name != "params"}
+    return told
+
+
+def _described(loss: nn.Module) -> str:
+    """A loss with all that is set of it, as text without addresses."""
+    numbers = {name: value for name, value in sorted(vars(loss).items()) if isinstance(value, float)}
+    return re.sub(r" at 0x[0-9a-f]+", "", f"{loss!r} {numbers}")
+
+
+def _same_classes(labels: Any, miner: Miner) -> bool:
+    """Whether labels group the samples as the miner's do, whatever the classes are called; unknown ones do."""
+    if labels is None or miner.num_samples != len(labels):
+        return labels is None
+    ours = miner.class_of.astype(np.int64)
+    theirs = np.unique(as_array(labels), return_inverse=True)[1]
+    pairs = np.unique(ours * (int(theirs.max()) + 1) + theirs)
+    return len(pairs) == len(miner.classes) == int(theirs.max()) + 1
+
+
 def _loss_and_active(returned: Any) -> tuple[Tensor, float]:
-    return returned if isinstance(returned, tuple) else (returned, math.nan)
+    value, active = returned if isinstance(returned, tuple) else (returned, math.nan)
+    return value, float(active)
 
 
 class _Clock:
@@ -251,7 +289,8 @@ def _put_back_unless_finite(model: nn.Module, criterion: nn.Module, step: int) -
     def check(value: Tensor, embeddings: Tensor, optimizer: torch.optim.Optimizer) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-        sums = {"loss": value.detach(), "sum of the embeddings": embeddings.detach().sum(), "gradients' norm": norm}
+        total = embeddings.detach().sum(dtype=torch.float64)  # in which no sum of finite ones overflows
+        sums = {"loss": value.detach(), "sum of the embeddings": total, "gradients' norm": norm}
         found = torch.stack([part.double().to(value.device) for part in sums.values()]).tolist()
         wrong = [
             f"The {name} is {number}" for name, number in zip(sums, found, strict=True) if not math.isfinite(number)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from bonlib.core.checks import check_embeddings, whole_number
+from bonlib.core.checks import as_array, centred, check_embeddings, whole_number
 from bonlib.training.embed import embed
 
 _TIED = 2.0**-45  # of the squared norms: squared distances that differ by less are equal but for rounding
@@ -181,13 +181,13 @@ def retrieval_metrics(
         {'recall@1': 0.5, 'recall@2': 0.75, 'r_precision': 0.5, 'map@r': 0.5}
     """
     embeddings, labels = _checked(embeddings, labels, "embeddings", "labels")
-    ks = [whole_number("ks", k, 1) for k in ks]
+    ks, chunk = [whole_number("ks", k, 1) for k in ks], whole_number("chunk", chunk, 1)
     _, class_of, count = labels.unique(return_inverse=True, return_counts=True)
     relevant = count[class_of] - 1  # (num_samples,) the R of each query
     queries = (relevant > 0).nonzero().squeeze(1)
     if len(queries) == 0:
         raise ValueError("labels has no class with two samples, so there is nothing to find; use more samples.")
-    depth = min(max(int(relevant.max()), *ks), len(embeddings) - 1)
+    depth = min(max([int(relevant.max()), *ks]), len(embeddings) - 1)
     points = _centred(embeddings)
     totals: dict[str, float] = {}
     for part, distances in _distances(points, points, queries, chunk):
@@ -258,10 +258,10 @@ def query_gallery_metrics(
     gallery, gallery_labels = _checked(gallery, gallery_labels, "gallery", "gallery_labels", queries.shape[1])
     if (query_cameras is None) != (gallery_cameras is None):
         raise ValueError("Only one of query_cameras and gallery_cameras is given; give both or none.")
-    for name, cameras, rows in (("query", query_cameras, queries), ("gallery", gallery_cameras, gallery)):
-        if cameras is not None and len(cameras) != len(rows):
-            raise ValueError(f"{name}_cameras has length {len(cameras)}; give one camera for each of {len(rows)}.")
-    ks = [whole_number("ks", k, 1) for k in ks]
+    if query_cameras is not None and gallery_cameras is not None:
+        query_cameras = _one_each(query_cameras, queries, "query_cameras", "queries")
+        gallery_cameras = _one_each(gallery_cameras, gallery, "gallery_cameras", "gallery")
+    ks, chunk = [whole_number("ks", k, 1) for k in ks], whole_number("chunk", chunk, 1)
     both = _centred(torch.cat([queries, gallery]))
     first, second = both.split(len(queries))
     totals: dict[str, float] = {}
@@ -300,20 +300,27 @@ class _Points(NamedTuple):
 
 def _checked(rows: Any, labels: Any, name: str, labels_name: str, dim: int | None = None) -> tuple[Tensor, Tensor]:
     """Embeddings as ``update`` would take them, and one label for each."""
-    rows, labels = check_embeddings(rows, dim, dtype=None), torch.as_tensor(labels)
-    if len(rows) != len(labels) or labels.ndim != 1:
-        raise ValueError(
-            f"{name} has length {len(rows)} and {labels_name} shape {tuple(labels.shape)}; give one label for each."
-        )
-    if labels.is_floating_point():
-        raise ValueError(f"{labels_name} has dtype {labels.dtype}; give integers.")
-    return rows, labels.to(rows.device)
+    rows = check_embeddings(rows, dim, dtype=None)
+    return rows, _one_each(labels, rows, labels_name, name)
+
+
+def _one_each(values: Any, rows: Tensor, name: str, of: str) -> Tensor:
+    """Integers ``(rows,)`` on the device of the rows, such as labels.
+
+    Raises:
+        ValueError: if they are no integers, or of another number.
+    """
+    array = as_array(values)
+    if array.shape != (len(rows),):
+        raise ValueError(f"{of} has length {len(rows)} and {name} shape {array.shape}; give one for each.")
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} has dtype {array.dtype}; give integers.")
+    return torch.from_numpy(array.astype("int64")).to(rows.device)
 
 
 def _centred(embeddings: Tensor) -> _Points:
     """Around the median, which a few far vectors do not move."""
-    rows = embeddings.double()
-    rows = rows - rows.median(dim=0).values
+    rows = centred(embeddings, scaled=True)
     return _Points(rows, rows.square().sum(dim=1))
 
 
