@@ -19,7 +19,7 @@ from torch.multiprocessing.spawn import spawn
 from bonlib.bag import BagOfNegatives
 from bonlib.core.hashes import OnlineAutoencoder
 from bonlib.core.kernels import read_codes
-from bonlib.core.miner import FORMS
+from bonlib.core.layout import FORMS
 from bonlib.training.encoders import make_encoder
 from bonlib.training.losses import make_loss
 from bonlib.training.metrics import retrieval_metrics

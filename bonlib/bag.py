@@ -13,7 +13,8 @@ from bonlib.core.checks import as_array, check_indices, own_state, real_number, 
 from bonlib.core.hashes import make_hasher
 from bonlib.core.hashing import Hash
 from bonlib.core.kernels import CODELESS, OWN, SOURCES, UNSEEN, draw_negatives, draw_seeds, read_codes
-from bonlib.core.miner import Form, Ids, Miner
+from bonlib.core.layout import Form, Ids
+from bonlib.core.miner import Miner
 from bonlib.core.table import MAX_BITS, BucketTable
 
 _STAMPS = 2**31 - 1  # sets until the marks of classes begin anew

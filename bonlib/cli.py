@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"bonlib {options.command}: {_with_cure(error)}", file=sys.stderr)
         return WRONG
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         cure = "" if "pip install" in str(error) else f" needs {error.name}: pip install 'bonlib[study]'"
         print(f"bonlib {options.command}{cure or f': {error}'}", file=sys.stderr)
         return WRONG
@@ -173,19 +173,25 @@ def _train(options: argparse.Namespace) -> None:
         record = experiment.save(options.sweep)
     except OSError as error:  # a file that broke since, or that is decoded only now
         raise ValueError(
-            f"{error} The weights {options.output} are whole, the record is not written: the same command goes on from "
-            "the checkpoint and measures again."
+            f"{error} The weights {options.output} are whole, the record is not written; mend the data, then "
+            f"`bonlib evaluate {options.output}` measures them."
         ) from error
     print(f"record:  {record}")
     _print_metrics(json.loads(record.read_text())["metrics"])
 
 
 def _loaded(options: argparse.Namespace) -> tuple[Any, Any]:
-    from bonlib.datasets import load_dataset
-    from bonlib.training.encoders import load_encoder
+    from bonlib.datasets import load_dataset, options_of
+    from bonlib.training.encoders import check_takes, load_encoder
 
     encoder, images = load_encoder(options.weights, device=options.device)
-    return encoder, load_dataset(options.dataset, options.split, **images | _source(options))
+    takes = options_of(options.dataset)
+    if dropped := sorted(set(images) - takes):
+        print(f"{options.dataset} has no {', '.join(dropped)}, with which the encoder was trained.", file=sys.stderr)
+    chosen = {name: value for name, value in images.items() if name in takes}
+    dataset = load_dataset(options.dataset, options.split, **chosen | _source(options))
+    check_takes(encoder.cpu(), dataset[0][0].cpu(), str(options.weights))
+    return encoder.to(options.device), dataset
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -197,30 +203,44 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _embed(options: argparse.Namespace) -> None:
-    import numpy as np
     import pandas as pd
 
+    from bonlib.core.checks import needs_extra
     from bonlib.core.paths import check_writable, write_atomically
     from bonlib.training.embed import embed
 
-    if options.output.suffix not in (".npy", ".parquet"):
+    kind = options.output.suffix.lower()
+    if kind not in (".npy", ".parquet"):
         raise ValueError(f"--output is {options.output}; allowed are names that end in .npy or .parquet.")
-    check_writable(options.output)
+    beside = options.output.with_name(f"{options.output.stem}.rows.csv")
+    if kind == ".parquet":
+        with needs_extra("--output *.parquet"):
+            import pyarrow  # noqa: F401
+    elif beside.exists() and not beside.read_text(errors="replace").startswith("row,label,class_name"):
+        raise ValueError(f"{beside} is there, and not of this command; move it, or give another --output.")
+    for output in (options.output, beside) if kind == ".npy" else (options.output,):
+        check_writable(output)
     encoder, dataset = _loaded(options)
     found, labels = embed(encoder, dataset, device=options.device)
     embeddings = found.cpu().numpy()
     rows = pd.DataFrame({"label": labels.numpy(), "class_name": [dataset.class_names[i] for i in labels.tolist()]})
     if "path" in dataset.attributes:
         rows["path"] = dataset.attributes["path"]
-    if options.output.suffix == ".npy":
-        beside = options.output.with_name(f"{options.output.stem}.rows.csv")
-        write_atomically(options.output, lambda path: np.save(path, embeddings))
+    if kind == ".npy":
+        write_atomically(options.output, lambda path: _save_array(path, embeddings))
         write_atomically(beside, lambda path: rows.to_csv(path, index_label="row"))
         print(f"embeddings {embeddings.shape}: {options.output}\n{', '.join(rows.columns)} of each row: {beside}")
         return
     table = pd.concat([rows, pd.DataFrame(embeddings).rename(columns="e{}".format)], axis=1)
     write_atomically(options.output, lambda path: table.to_parquet(path))
     print(f"embeddings {embeddings.shape}, {', '.join(rows.columns)}: {options.output}")
+
+
+def _save_array(path: Path, array: Any) -> None:
+    import numpy as np
+
+    with path.open("wb") as opened:  # by its name NumPy would add another suffix to .NPY
+        np.save(opened, array)
 
 
 def _neighbours(options: argparse.Namespace) -> None:
@@ -235,7 +255,7 @@ def _neighbours(options: argparse.Namespace) -> None:
     from bonlib.study.figures import retrievals
     from bonlib.training.embed import embed
 
-    kind = options.output.suffix.removeprefix(".")
+    kind = options.output.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "html"):
         raise ValueError(f"--output is {options.output}; allowed are names that end in .png, .svg or .html.")
     check_writable(options.output)

@@ -308,7 +308,7 @@ def test_an_empty_split_says_so(folders):
     with pytest.raises(ValueError, match="'validation' has no images; give validation above 0"):
         load_dataset("viper", "validation", root=folders, check_counts=False, validation=0)
     table = BENCHMARKS["viper"].read(folders, 0)
-    with pytest.raises(ValueError, match="validation is 1; give a share"):
+    with pytest.raises(ValueError, match=r"validation is 1.0; allowed are 0 to 0.99"):
         image_set(table, "train", validation=1)
 
 

@@ -235,7 +235,7 @@ def test_nothing_beside_the_output_is_overwritten_or_deleted(trained, tmp_path, 
     [
         (["train", "--device", "cuda:7"], "device is 'cuda:7', but torch sees"),
         (["train", "--device", "tpu9"], "device is 'tpu9'"),
-        (["train", "--root", "x"], "dataset 'glyphs' does not go with these options: got an unexpected keyword"),
+        (["train", "--root", "x"], "dataset 'glyphs' has no option root; it has characters, draws"),
         (["train", "--miner", "magic"], "miner is 'magic'; allowed are"),
         (["train", "--encoder", "resnet1"], "name is 'resnet1'; allowed are"),
         (["train", "--set", 'miner_options={"bag": 1}'], "miner 'bag' does not go with these options"),
@@ -263,7 +263,7 @@ def test_encoders_and_outputs_that_do_not_fit_end_with_a_sentence(trained, tmp_p
     for arguments, status, message in (
         (["evaluate", str(weights), *source, "--device", "cuda:9"], 2, "but torch sees"),
         (["evaluate", str(tmp_path / "half.pt"), *source], 2, "it is damaged or no file of torch"),
-        (["evaluate", str(weights)], 2, "does not go with these options"),  # glyphs take no size
+        (["evaluate", str(weights)], 2, "does not take images of 1×32×32"),  # glyphs are grey
         (["embed", str(weights), *source, "--output", "/dev/null/x.npy"], 2, "give another place"),
         (["embed", str(weights), *source, "--output", "x.csv"], 2, "allowed are names that end in"),
         (["neighbours", str(weights), *source, "--output", "x.pdf"], 2, "allowed are names that end in"),

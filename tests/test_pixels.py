@@ -117,9 +117,34 @@ def test_a_failure_is_not_kept(folders, monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     assert len(load_dataset("folder", "all", **options)) == 12
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
-    healed = load_dataset("folder", "all", **options)  # the pixels are kept now
+    with pytest.raises(BrokenImage, match="cannot be read"):  # nor is what another setting allowed
+        load_dataset("folder", "all", **options)
+
+
+def test_a_file_that_can_be_read_later_is_read_then_and_kept(folders, monkeypatch):
+    for i in range(6):
+        for j in range(2):
+            file = folders / "photos" / str(i) / f"{j}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (i, j, 0)).save(file)
+    options, decode = {"root": folders / "photos", "size": 16}, ImageFiles._decode
+
+    def failing(self, path):
+        if path.endswith("3/1.png"):
+            raise BrokenImage("a plugin is missing")
+        return decode(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFiles, "_decode", failing)
+        with pytest.raises(BrokenImage, match="a plugin is missing"):
+            load_dataset("folder", "all", **options)
+    healed = load_dataset("folder", "all", **options)
     assert len(healed) == 12
-    assert isinstance(healed.images, torch.Tensor)
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFiles, "_decode", failing)
+        again = load_dataset("folder", "all", **options)  # from the cache
+    assert isinstance(again.images, torch.Tensor)
+    assert torch.equal(again.images, healed.images)
 
 
 def test_suffixes_are_those_that_pillow_opens():

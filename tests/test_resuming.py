@@ -378,9 +378,7 @@ def test_no_damaged_state_of_any_miner_is_taken_or_changes_anything(name):
         look()
     before = str(miner.state_dict())
     for broken in broken_states(name, miner):
-        with pytest.raises(
-            ValueError, match=r"state|is -1|is 'third'|is 'many'|is 'x'|is None|is nan|is inf|holds values"
-        ):
+        with pytest.raises(ValueError, match=r"state|holds values| is .*; (give|allowed)| has shape"):
             miner.load_state_dict(broken)
         assert str(miner.state_dict()) == before
 

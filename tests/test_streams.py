@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from bonlib.bag import BagOfNegatives
 from bonlib.core.kernels import grouped, new_streams, next_anchors
-from bonlib.core.miner import RandomSampling, _checked_labels
+from bonlib.core.layout import checked_labels
+from bonlib.core.miner import RandomSampling
 from bonlib.core.permutation import permuted
 
 
@@ -55,7 +56,7 @@ def test_labels_are_numbered_as_numpy_unique_does(values, dense):
     labels = np.array(values) % 7 - 3 if dense else np.array(values)
     if len(set(labels.tolist())) < 2:
         return
-    classes, class_of = _checked_labels(labels)
+    classes, class_of = checked_labels(labels)
     expected, inverse = np.unique(labels, return_inverse=True)
     assert classes.tolist() == expected.tolist()
     assert class_of.tolist() == inverse.tolist()

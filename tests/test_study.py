@@ -1,22 +1,17 @@
-"""Sweeps, their tasks, and the report."""
+"""Sweeps and their tasks."""
 
-import base64
-import io
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict
 
-import nbformat
 import pytest
 import yaml
-from PIL import Image
 from tqdm.auto import tqdm
 
 from bonlib.core.paths import project_dir
 from bonlib.study import sweeps
 from bonlib.study.records import find_run, load_runs, save_run
-from bonlib.study.report import write_report
 
 SWEEPS = sorted((project_dir() / "notebooks" / "sweeps").glob("*.yaml"))
 
@@ -102,22 +97,6 @@ def test_unknown_parameters_are_an_error():
         sweeps.check_parameters(notebook, ["minor"])
 
 
-def test_the_report_reads_offline_and_its_links_lead_to_pages(tmp_path):
-    notebook = nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_markdown_cell("# What is 1 < 2?\n\nTrue, by *counting*.\n\nNext: [two](02_two.ipynb)"),
-        nbformat.v4.new_code_cell("1 < 2", outputs=[nbformat.v4.new_output("execute_result", {"text/plain": "True"})]),
-    ])  # fmt: skip
-    (tmp_path / "in").mkdir()
-    nbformat.write(notebook, tmp_path / "in" / "01_one.ipynb")
-    index = write_report(tmp_path / "in", tmp_path / "out")
-    page = (tmp_path / "out" / "01_one.html").read_text()
-    assert "<script src=" not in page
-    assert "cdnjs" not in page
-    assert 'href="02_two.html"' in page
-    assert '<a href="01_one.html">What is 1 &lt; 2?</a>' in index.read_text()
-    assert "True, by counting." in index.read_text()
-
-
 def test_the_command_line_explains_itself():
     done = subprocess.run([sys.executable, "-m", "bonlib.study.sweeps", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
@@ -165,29 +144,3 @@ def test_hangul_runs_take_the_trials_that_did_best_on_its_validation_classes():
         for config in configs:
             chosen = {name: getattr(config, name) for name in best[config.miner] if name != "name"}
             assert chosen == {k: v for k, v in best[config.miner].items() if k != "name"}
-
-
-def test_a_page_has_formulas_alternatives_and_ways_to_its_neighbours(tmp_path):
-    image = io.BytesIO()
-    Image.new("RGB", (900, 300), "white").save(image, "png")
-    picture = base64.b64encode(image.getvalue()).decode()
-    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "VBox(children=())"}
-    new = nbformat.v4
-    notebook = new.new_notebook(cells=[
-        new.new_markdown_cell("# Why?\n\nBecause $\\max(0, a)$ is zero, and `$HOME` is no formula."),
-        new.new_markdown_cell('## A "curve"\n\nIt *falls*.'),
-        new.new_code_cell("draw()", outputs=[new.new_output("display_data", {"image/png": picture})]),
-        new.new_code_cell("box", outputs=[new.new_output("display_data", widget)]),
-    ])  # fmt: skip
-    (tmp_path / "in").mkdir()
-    for name in ("01_one", "02_two"):
-        nbformat.write(notebook, tmp_path / "in" / f"{name}.ipynb")
-    index = write_report(tmp_path / "in", tmp_path / "out")
-    page = (tmp_path / "out" / "01_one.html").read_text()
-    assert page.count("<math") == 1
-    assert "$HOME" in page
-    assert 'alt="Figure: A &quot;curve&quot; It falls."' in page
-    assert "VBox" not in page
-    assert 'href="02_two.html" rel="next"' in page
-    assert '<html lang="en">' in page
-    assert '<img alt="A figure of this page"' in index.read_text()

@@ -84,6 +84,8 @@ def check_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(f"device is {device!r}, which torch does not know; give 'cpu', 'cuda' or 'cuda:1'.") from None
+    if found.type not in ("cpu", "cuda", "mps") or (found.type == "cpu" and found.index):
+        raise ValueError(f"device is {str(found)!r}; allowed are 'cpu', 'cuda' (or 'cuda:1') and 'mps'.")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device is {str(found)!r}, but torch sees {torch.cuda.device_count()} GPUs here; give 'cpu', or install "
@@ -266,10 +268,11 @@ def needs_extra(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("bonlib") or "pip install" in str(error):
+    except ImportError as error:  # some libraries raise this one of their own optional parts
+        if (error.name or "").startswith("bonlib") or "bonlib[" in str(error):
             raise
-        text = f"{what} needs {error.name}, which is not installed: pip install 'bonlib[study]'."
+        name = (error.name or "").partition(".")[0] or str(error).splitlines()[0]
+        text = f"{what} needs {name}, which is not installed: pip install 'bonlib[study]'."
         raise ModuleNotFoundError(text, name=error.name) from error
 
 

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bonlib.core.checks import check_embeddings, check_indices
-from bonlib.core.miner import FORMS, Ids, Miner
+from bonlib.core.layout import FORMS, Ids
+from bonlib.core.miner import Miner
 
 
 class LostRank(ConnectionError):

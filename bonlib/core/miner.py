@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import chain
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bonlib.core.checks import (
-    MAX_SAMPLES,
     all_or_nothing,
     as_array,
     check_embeddings,
@@ -33,20 +32,7 @@ from bonlib.core.kernels import (
     random_seeds,
     with_classmates,
 )
-
-Form = Literal["set", "triplet", "pair"]
-FORMS: dict[str, int] = {"set": 0, "triplet": 3, "pair": 4}  # blocks in a batch; a set has none
-Ids = NDArray[np.int64]
-
-
-class Layout(TypedDict, total=False):
-    """Arguments that all miners share; see :class:`Miner`."""
-
-    form: Form
-    batch_size: int
-    per_class: int
-    steps: int | None
-    seed: int
+from bonlib.core.layout import FORMS, Form, Ids, check_layout, checked_labels
 
 
 class Miner(ABC):
@@ -91,11 +77,11 @@ class Miner(ABC):
         steps: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.classes, class_of = _checked_labels(labels)
+        self.classes, class_of = checked_labels(labels)
         self.form: Form = form
         self.batch_size = whole_number("batch_size", batch_size, 1)
         self.per_class = whole_number("per_class", per_class, 1, hint="A loss that needs positives wants 2 or more.")
-        _check_layout(form, self.batch_size, self.per_class, len(self.classes))
+        check_layout(form, self.batch_size, self.per_class, len(self.classes))
         self.dim = whole_number("dim", dim, 1, hint="It is the width of the embeddings.")
         self.num_samples, self.seed = len(class_of), whole_number("seed", seed, 0)
         one_pass = max(self.num_samples // self.batch_size, 1)
@@ -398,45 +384,3 @@ class RandomSampling(Miner):
     def draw_negatives(self, anchors: ArrayLike) -> Ids:
         """A random sample of another class for each anchor: ``(n,)`` to ``(n,)``."""
         return self.random_negatives(anchors)
-
-
-def _checked_labels(labels: ArrayLike | Tensor) -> tuple[NDArray[Any], NDArray[np.int32]]:
-    """The distinct labels, sorted, and for each sample the position of its label among them."""
-    array = as_array(labels)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise ValueError(
-            f"labels has shape {array.shape} and dtype {array.dtype}; give a 1-D array of integers, "
-            "one for each sample (numpy.unique(names, return_inverse=True)[1] makes them from names)."
-        )
-    if array.size > MAX_SAMPLES:
-        raise ValueError(f"labels has {array.size} samples; allowed are up to {MAX_SAMPLES}.")
-    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
-    if high - low < 4 * array.size and high < 2**31 and low >= -(2**31):  # dense: no need to sort 100 million labels
-        shifted = array.astype(np.int64) - low
-        present = np.zeros(high - low + 1, dtype=bool)
-        present[shifted] = True
-        classes = (np.flatnonzero(present) + low).astype(np.int32)
-        class_of = (np.cumsum(present, dtype=np.int32) - 1)[shifted]
-    else:
-        classes, class_of = np.unique(array, return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(f"labels has {len(classes)} class(es); a negative needs at least 2.")
-    return classes, class_of.astype(np.int32, copy=False)
-
-
-def _check_layout(form: str, batch_size: int, per_class: int, num_classes: int) -> None:
-    if form not in FORMS:
-        raise ValueError(f"form is {form!r}; allowed are {', '.join(map(repr, FORMS))}.")
-    unit, name = (per_class, "per_class") if form == "set" else (FORMS[form], f"{FORMS[form]} for form {form!r}")
-    least = 2 * per_class if form == "set" else unit
-    if batch_size % unit or batch_size < least:
-        below, above = max(batch_size // unit * unit, least), max((batch_size // unit + 1) * unit, least)
-        near = f"{below} or {above}" if below != above else f"{below}"
-        raise ValueError(
-            f"batch_size is {batch_size}; it must be a multiple of {unit} ({name}), at least {least}. Near are {near}."
-        )
-    if form == "set" and batch_size // per_class > num_classes:
-        raise ValueError(
-            f"batch_size {batch_size} with per_class {per_class} asks for {batch_size // per_class} classes a batch, "
-            f"but labels has {num_classes}; lower batch_size to {num_classes * per_class} or raise per_class."
-        )

@@ -1,11 +1,13 @@
 """Where data and figures go, whatever the current directory."""
 
 import contextlib
+import errno
 import glob
 import os
 import secrets
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,19 @@ def figures_dir() -> Path:
     return (project_dir() or Path.cwd()) / "figures"
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder of bonlib's own data, with those above it.
+
+    Raises:
+        OSError: if it cannot be made; the message names the cure.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        text = f"{error.strerror}; set BONLIB_DATA to a folder that can be written"
+        raise type(error)(error.errno, text, str(path)) from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write(temporary)`` make a file beside ``path``, then rename it: readers see the old or the new, never half.
 
@@ -57,6 +72,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: if the place cannot be written; the message names the cure, an older file stays as it was.
     """
+    path = Path(os.path.realpath(path))  # a link stays one, what it points to is written
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or pipe"
+        raise FileExistsError(errno.EEXIST, f"{kind} has this name; give another", str(path))
     ours = f".{path.stem}.bonlib-"
     temporary = path.with_name(f"{ours}{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
@@ -86,11 +105,29 @@ def check_writable(path: Path) -> None:
     Raises:
         OSError: if it cannot; the message names the cure.
     """
-    if path.is_dir():
-        raise IsADirectoryError(21, "a folder has this name; give another", str(path))
-    probe = path.with_name(f".{path.stem}.bonlib-probe{path.suffix}")
-    write_atomically(probe, lambda temporary: temporary.touch())
+    if path.exists() and not path.is_file():
+        write_atomically(path, lambda temporary: temporary.touch())  # which refuses it
+    probe = path.with_name(f".{path.stem}.bonlib-{secrets.token_hex(8)}{path.suffix}")
+    try:
+        write_atomically(probe, lambda temporary: temporary.touch())
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     probe.unlink()
+
+
+def write_torch(path: Path, content: dict[str, Any]) -> None:
+    """Write a dictionary of tensors and plain values in one piece, for :func:`read_torch`.
+
+    Raises:
+        OSError: if the place cannot be written, or is full.
+    """
+    import torch
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as opened:  # torch's own writer does not tell a full disk from its own faults
+            torch.save(content, opened)
+
+    write_atomically(path, write)
 
 
 def read_torch(path: Path, expected: str, cure: str, device: Any = "cpu") -> dict[str, Any]:
@@ -108,6 +145,10 @@ def read_torch(path: Path, expected: str, cure: str, device: Any = "cpu") -> dic
     import torch
 
     try:
+        if zipfile.is_zipfile(path):  # torch does not look at the checksums
+            with zipfile.ZipFile(path) as archive:
+                if (part := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of {part} is wrong")
         content = torch.load(path, weights_only=True, map_location=device)
     except Exception as error:  # a file of any other kind makes torch fail in any way
         raise ValueError(f"{path} cannot be read, it is damaged or no file of torch ({error}); {cure}.") from error

@@ -1,18 +1,27 @@
 """Data sets by name."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bonlib.core.checks import known_options, needs_extra
+from bonlib.core.checks import needs_extra
 from bonlib.core.paths import data_dir
-from bonlib.datasets.benchmarks.catalog import BENCHMARKS, PERSONS, combined_persons, files_fingerprint, load_files
+from bonlib.datasets.benchmarks.catalog import (
+    BENCHMARKS,
+    PERSONS,
+    combined_persons,
+    files_fingerprint,
+    load_files,
+    person_folders,
+)
 from bonlib.datasets.characters.glyphs import Glyphs
-from bonlib.datasets.characters.omniglot import find_sets, omniglot
+from bonlib.datasets.characters.omniglot import find_sets, omniglot, set_digests
 from bonlib.datasets.characters.scripts import HANGUL, IDEOGRAPHS, cjk, find_faces, hangul
-from bonlib.datasets.files import file_tail
+from bonlib.datasets.files import file_digest
 from bonlib.datasets.images import ImageSet
+from bonlib.datasets.tables import image_set
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,8 +52,26 @@ def load_dataset(name: str, split: str, **options: Any) -> ImageSet:
     """
     if name not in _DATASETS:
         raise ValueError(f"name is {name!r}; allowed are {', '.join(map(repr, _DATASETS))}.")
-    with needs_extra(f"load_dataset({name!r})"), known_options(f"dataset {name!r}"):
+    takes = options_of(name)
+    if unknown := sorted(set(options) - takes):
+        raise ValueError(f"dataset {name!r} has no option {', '.join(unknown)}; it has {', '.join(sorted(takes))}.")
+    with needs_extra(f"load_dataset({name!r})"):
         return _DATASETS[name](split, **options)
+
+
+def options_of(name: str) -> set[str]:
+    """Names of the options that a data set takes.
+
+    Raises:
+        ValueError: if there is no such data set.
+    """
+    if name not in _DATASETS:
+        raise ValueError(f"name is {name!r}; allowed are {', '.join(map(repr, _DATASETS))}.")
+    loader = _DATASETS[name]
+    in_files = name in BENCHMARKS or name == "combined-persons"
+    own = inspect.signature(loader.func if isinstance(loader, partial) else loader).parameters
+    names = {*own, *(inspect.signature(image_set).parameters if in_files else ())}
+    return names - {"self", "name", "table", "split", "source", "options"}
 
 
 def content_key(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,26 +85,24 @@ def content_key(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if the files are not there.
+        ValueError: if an option is not known.
     """
+    if name not in _DATASETS:
+        raise ValueError(f"name is {name!r}; allowed are {', '.join(map(repr, _DATASETS))}.")
     key = dict(options)
     if key.get("fonts") is not None:
-        key["fonts"] = [file_tail(str(Path(font).expanduser())) for font in key["fonts"]]
-    root, parts = key.pop("root", None), key.pop("parts", None)
-    if root is None and parts is None:
-        return key
-    folder = data_dir() if root is None else Path(root).expanduser()
-    seed = {"seed": key["seed"]} if "seed" in key else {}
-    if name in BENCHMARKS:
-        key["content"] = files_fingerprint(name, root=folder, **seed)
-    elif name == "combined-persons":
-        names = [part for part in PERSONS if (folder / part).is_dir()] if parts is None else list(parts)
-        roots = parts if isinstance(parts, Mapping) else {part: folder / part for part in names}
-        key["content"] = {part: files_fingerprint(part, root=roots[part], **seed) for part in names}
+        key["fonts"] = [file_digest(str(Path(font).expanduser())) for font in key["fonts"]]
+    if name not in BENCHMARKS and name not in ("combined-persons", "omniglot"):
+        return key  # drawn from fonts
+    root, parts, seed = key.pop("root", None), key.pop("parts", None), key.get("seed", 0)
+    if name == "combined-persons":
+        key["content"] = {
+            part: files_fingerprint(part, root, seed) for part, root in person_folders(root, parts).items()
+        }
+    elif name == "omniglot":
+        key["content"] = [[path.name, digest] for path, digest in set_digests(root)]
     else:
-        files = [
-            file for found in find_sets(folder) for file in ([found] if found.is_file() else sorted(found.rglob("*")))
-        ]
-        key["content"] = [[file.name, file_tail(str(file))] for file in files if file.is_file()]
+        key["content"] = files_fingerprint(name, root, seed)
     return key
 
 

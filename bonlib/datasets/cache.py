@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def cached_arrays(name: str, options: Any, make: Callable[[], dict[str, NDArray[
         try:
             with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
                 return {part: stored[part] for part in stored.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a foreign file fails in any way
             warnings.warn(f"The cache {file} is damaged ({error}); it is made anew.", stacklevel=4)
     arrays = make()
     write_cache(file, arrays)

@@ -1,10 +1,11 @@
 """A folder of images to try things on, where the user has none at hand."""
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from bonlib.core.paths import data_dir
+from bonlib.core.paths import data_dir, make_folder
 from bonlib.datasets.characters.glyphs import Glyphs
 
 
@@ -23,12 +24,13 @@ def example_folder(root: str | Path | None = None, *, identities: int = 150, see
     from PIL import Image
 
     folder = data_dir() / "example" if root is None else Path(root).expanduser()
-    if folder.exists():
+    if folder.is_dir():
         return folder
     glyphs = Glyphs("all").with_identities(identities, seed=seed)
     rng = np.random.default_rng(seed)
     # Written beside and renamed, so that half a folder is never taken for a whole one.
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    make_folder(folder.parent)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     for i, label in enumerate(glyphs.labels.tolist()):
         ink = glyphs.pixels([i])[0, 0, :, :, None] / 255  # (32, 32, 1)
         dark, light = rng.integers(0, 110, 3), rng.integers(150, 256, 3)
@@ -36,5 +38,6 @@ def example_folder(root: str | Path | None = None, *, identities: int = 150, see
         file = unfinished / f"U+{ord(glyphs.class_names[label]):04X}" / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(file)
+    unfinished.chmod(0o755)  # temporary folders are closed to others
     unfinished.rename(folder)
     return folder

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -18,20 +18,35 @@ from bonlib.datasets.transforms import fit_size
 _NAMED_ONLY = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow knows by name and does not decode
 _SYSTEM = {"thumbs.db", "desktop.ini", "icon\r"}  # files that Windows and macOS put into folders
 _SIXTEEN_BITS = ("PNG", "PPM")  # formats of at most 16 bits that Pillow may give as mode I
-_TAIL = 1024  # bytes at the end of a file that stand for its content
+_PARTS, _PART = 32, 4096  # of a file that is larger than all of them together: how many, bytes of each
 
 
 class BrokenImage(OSError):
     """An image file that cannot be read to its end."""
 
 
-@cache
 def image_suffixes() -> frozenset[str]:
-    """Suffixes of the formats that Pillow can open, in lower case."""
+    """Suffixes of the formats that Pillow can open now, in lower case; plugins add to them."""
     from PIL import Image
 
-    known = Image.registered_extensions().items()  # first, for it fills Image.OPEN
+    known = Image.registered_extensions()  # first, for it fills Image.OPEN
+    return _opened(len(known), len(Image.OPEN))
+
+
+@cache
+def _opened(*counts: int) -> frozenset[str]:
+    """For as long as nothing is registered anew."""
+    from PIL import Image
+
+    known = Image.registered_extensions().items()
     return frozenset(suffix for suffix, name in known if name in Image.OPEN and name not in _NAMED_ONLY)
+
+
+def decoder_settings() -> list[Any]:
+    """Settings of Pillow that decide what a file decodes to."""
+    from PIL import ImageFile
+
+    return [ImageFile.LOAD_TRUNCATED_IMAGES]
 
 
 def why_no_image(path: Path) -> str | None:
@@ -42,18 +57,23 @@ def why_no_image(path: Path) -> str | None:
         return "of the system"
     if path.is_symlink() and not path.exists():
         return "broken link"
+    if path.is_dir():
+        return "folder without images"
     if not path.is_file():
         return "no file"
     suffix = path.suffix.lower()
     return None if suffix in image_suffixes() else f"suffix {suffix or 'missing'}"
 
 
-def file_tail(path: str) -> str:
-    """Size and last bytes of a file as a short text: what stands for its content, wherever it lies."""
+def file_digest(path: str) -> str:
+    """Size and content of a file as a short text, wherever it lies; of a large one, parts spread over all of it."""
     with Path(path).open("rb") as opened:
         size = opened.seek(0, os.SEEK_END)
-        opened.seek(max(size - _TAIL, 0))
-        return f"{size}-{hashlib.sha256(opened.read()).hexdigest()[:16]}"
+        digest = hashlib.sha256()
+        for start in (0,) if size <= _PARTS * _PART else np.linspace(0, size - _PART, _PARTS).astype(int).tolist():
+            opened.seek(start)
+            digest.update(opened.read(_PARTS * _PART if size <= _PARTS * _PART else _PART))
+        return f"{size}-{digest.hexdigest()[:16]}"
 
 
 class ImageFiles:
@@ -134,33 +154,56 @@ class ImageFiles:
 
         try:
             with Image.open(path) as image:
-                upright = _eight_bits(ImageOps.exif_transpose(image), image.format)
+                # Read before the pixels are: what the file says of itself is gone then.
+                raw, tags = str(image.tile[0][3]) if image.tile else "", dict(getattr(image, "tag_v2", {}))
+                upright = _eight_bits(ImageOps.exif_transpose(image), image.format, raw, tags)
                 pixels = pil_to_tensor(upright.convert("RGB" if self.color else "L"))  # (channels, height, width)
-        except (OSError, SyntaxError, ValueError, KeyError, TypeError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's plugins raise whatever comes
             raise BrokenImage(f"{path} cannot be read: {error}. Replace it, or give on_error='skip'.") from error
         return self._fit(pixels)
 
 
-def _eight_bits(image: Any, file_format: str | None = None) -> Any:
+def _eight_bits(image: Any, kind: str | None = None, raw: str = "", tags: Mapping[int, Any] | None = None) -> Any:
     """The image in a mode that Pillow converts to grey or colour without loss of range.
+
+    Args:
+        image: upright.
+        kind: format of its file.
+        raw: how the file stores pixels, in Pillow's words, such as ``L;2``.
+        tags: of a TIFF.
 
     Raises:
         ValueError: if its range is not known.
     """
     from PIL import Image
 
-    mode = image.mode
-    if mode.startswith("I;16") or (mode == "I" and file_format in _SIXTEEN_BITS):
+    mode, tags = image.mode, tags or {}
+    if mode.startswith("I;16") or (mode == "I" and kind in _SIXTEEN_BITS):
         values = np.asarray(image).astype(np.int64)
-        clear = image.info.get("transparency")
-        grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-        if isinstance(clear, int):
+        most = 2 ** int(tags.get(258, (16,))[0]) - 1  # BitsPerSample: 12 and others are in the low bits
+        pixels = (values * 255 + most // 2) // most
+        grey = Image.fromarray((255 - pixels if tags.get(262) == 0 else pixels).clip(0, 255).astype(np.uint8))
+        if isinstance(clear := image.info.get("transparency"), int):
             grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
         image = grey
     elif mode in ("I", "F"):
-        kind = "32-bit integers" if mode == "I" else "floating point numbers"
-        raise ValueError(f"its pixels are {kind}, whose range the file does not tell; save it with 8 or 16 bits")
+        numbers = "32-bit integers" if mode == "I" else "floating point numbers"
+        raise ValueError(f"its pixels are {numbers}, whose range the file does not tell; save it with 8 or 16 bits")
+    elif mode == "LAB":
+        image = image.convert("RGB")
+    elif mode in ("L", "RGB") and "transparency" in image.info:
+        image.info["transparency"] = _in_eight_bits(image.info["transparency"], raw)
     if image.has_transparency_data:
         pixels = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels)
     return image
+
+
+def _in_eight_bits(key: Any, raw: str) -> Any:
+    """The colour that stands for transparency, as the file has it, as Pillow makes it of the file's pixels."""
+    bits = next((depth for depth in (16, 1, 2, 4) if f";{depth}" in raw), 8)
+
+    def scaled(value: int) -> int:
+        return value >> 8 if bits == 16 else value * 255 // (2**bits - 1)
+
+    return tuple(map(scaled, key)) if isinstance(key, tuple) else scaled(key) if isinstance(key, int) else key

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bonlib.datasets.files import ImageFiles, file_tail
+from bonlib.datasets.files import ImageFiles, file_digest
 
 
 @dataclass
@@ -59,7 +59,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         if isinstance(self.images, Tensor):
             digest.update(np.ascontiguousarray(self.images.cpu().numpy()).data)
         else:
-            digest.update("\n".join(map(file_tail, self.images.paths)).encode())
+            digest.update("\n".join(map(file_digest, self.images.paths)).encode())
         return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -92,7 +92,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     def subset(self, kept: ArrayLike) -> "ImageSet":
         """The samples at these indices, in that order; the classes that are left are numbered anew."""
-        chosen = torch.as_tensor(kept)
+        chosen = torch.as_tensor(kept, dtype=torch.int64)
         classes, labels = self.labels[chosen].unique(return_inverse=True)
         images = self.images
         return ImageSet(

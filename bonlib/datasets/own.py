@@ -2,19 +2,24 @@
 # pandas is typed more loosely than it behaves:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
+import csv
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bonlib.core.checks import whole_number
 from bonlib.datasets.files import why_no_image
-from bonlib.datasets.tables import JUNK, UNKNOWN_CAMERA, Row, make_table
+from bonlib.datasets.tables import JUNK, UNKNOWN_CAMERA, Row, check_rows, make_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "query", "gallery"}
+_SPLITS |= {"bounding_box_train", "bounding_box_test"}
 _PARTS = ("train", "validation", "test", "query", "gallery")
 
 
@@ -39,18 +44,23 @@ def image_folder(root: Path, seed: int) -> "pd.DataFrame":
         else:
             left_out[reason] += 1
     found.sort()
+    for path in found:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{str(path).encode(errors='replace')!r} is no name in UTF-8; rename it.") from None
     loose = [path for path in found if path.parent == root]
     if not found or loose:
         first = f"the first that lies elsewhere is {loose[0]}" if loose else "no image was found"
         raise FileNotFoundError(f"{root} has not the layout <identity>/<image>: {first}; make one folder an identity.")
     top = {path.relative_to(root).parts[0].lower() for path in found}
-    if top <= {"train", "val", "valid", "validation", "test"}:
+    if len(splits := top & _SPLITS) > 1 or top <= _SPLITS:
         raise ValueError(
-            f"root is {str(root)!r}, whose folders are {', '.join(sorted(top))}: splits, not identities. Give one of "
-            "them as root, or list the images in a table with a column split."
+            f"root is {str(root)!r}, whose folders are {', '.join(sorted(splits))}: splits, not identities. Give one "
+            "of them as root, or list the images in a table with a column split."
         )
     rows = [(path, path.parent.relative_to(root).as_posix(), "", UNKNOWN_CAMERA) for path in found]
-    _check_rows(rows, [str(path) for path in found], str(root))
+    check_rows(rows, [str(path) for path in found], str(root))
     table = make_table(rows)
     table.attrs["left out"] = dict(left_out)
     return table
@@ -68,6 +78,8 @@ def _files_below(root: Path) -> Iterator[Path]:
                 yield from walk(path, above | {real})
             else:
                 yield path
+        if not any(folder.iterdir()):
+            yield folder  # empty
 
     return walk(root, frozenset())
 
@@ -108,7 +120,7 @@ def image_table(root: Path, seed: int) -> "pd.DataFrame":
         (root.parent / path, JUNK if identity == "-1" else identity, part, camera)
         for path, identity, part, camera in zip(text["path"], text["identity"], parts, numbers, strict=True)
     ]
-    _check_rows(rows, [f"data row {row + 1}" for row in range(len(rows))], str(root))
+    check_rows(rows, [f"data row {row + 1}" for row in range(len(rows))], str(root))
     table = make_table(rows)
     junk = sum(identity == JUNK for _, identity, _, _ in rows)
     table.attrs["left out"] = {"junk, identity -1": junk} if junk else {}
@@ -141,7 +153,12 @@ def _read_table(root: Path) -> "pd.DataFrame":
         with warnings.catch_warnings():  # of rows longer than the first, whose values would shift
             warnings.simplefilter("error", pd.errors.ParserWarning)
             separator = "\t" if suffix == ".tsv" else ","
-            return pd.read_csv(root, sep=separator, skipinitialspace=True, index_col=False, **options)
+            table = pd.read_csv(root, sep=separator, skipinitialspace=True, index_col=False, **options)
+            with root.open(encoding=encoding, newline="") as opened:
+                names = [name.strip() for name in next(csv.reader(opened, delimiter=separator))]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{root} has the column {twice[0]!r} twice; keep one of them.")
+            return table.set_axis(names, axis=1)
     except UnicodeError as error:
         raise ValueError(f"{root} is not in UTF-8 ({error}); save it as UTF-8.") from error
     except pd.errors.EmptyDataError:
@@ -172,46 +189,14 @@ def _camera(value: Any, root: Path, row: int) -> int:
     """A camera as a whole number; nothing at all is an unknown one."""
     import pandas as pd
 
-    wrong = f"{root} has the camera {value!r} in data row {row + 1}, which is no integer; give numbers, -1 for unknown."
-    if (isinstance(value, str) and not value.strip()) or pd.isna(value):
+    if (isinstance(value, str) and not value.strip()) or (pd.api.types.is_scalar(value) and pd.isna(value)):
         raise ValueError(f"{root} has no camera in data row {row + 1}; give numbers, -1 for unknown.")
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(wrong) from None
-    if not number.is_integer():
-        raise ValueError(wrong)
-    return int(number)
-
-
-def _check_rows(rows: list[Row], places: list[str], source: str) -> None:
-    """One file is one image of one identity in one part, and an identity is on one side.
-
-    Raises:
-        ValueError: if a file is listed twice, or an identity is in training as well as in test; it names both places.
-    """
-    of_file: dict[str, int] = {}
-    of_identity: dict[str, int] = {}
-    for row, (path, identity, part, _) in enumerate(rows):
-        first = of_file.setdefault(os.path.realpath(path), row)
-        if first != row:
-            other, there = rows[first][1], rows[first][2]
-            what = f"under another identity, {identity!r} and {other!r}" if identity != other else (
-                f"in {part} and in {there}" if part != there else "again"
-            )  # fmt: skip
-            raise ValueError(
-                f"{source} lists one file {what}: {places[first]} and {places[row]} ({path}); keep one of them."
-            )
-        if identity == JUNK or not part:
-            continue
-        side = _side(part)
-        first = of_identity.setdefault(identity, row)
-        if side != _side(rows[first][2]):
-            raise ValueError(
-                f"{source} has the identity {identity!r} in {rows[first][2]} ({places[first]}) and in {part} "
-                f"({places[row]}); identities of training, validation and test must differ."
-            )
-
-
-def _side(part: str) -> str:
-    return "test" if part in ("query", "gallery") else part
+        text = value.strip() if isinstance(value, str) else value
+        number = int(text) if isinstance(text, str) and re.fullmatch(r"[+-]?\d+", text) else float(text)
+        return whole_number("camera", number if not isinstance(value, bool) else value, UNKNOWN_CAMERA, 2**31 - 1)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"{root} has the camera {value!r} in data row {row + 1}, which is no integer from -1 to 2147483647; give "
+            "numbers, -1 for unknown."
+        ) from None

@@ -5,7 +5,7 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bonlib.core.checks import real_number, whole_number
 from bonlib.datasets.cache import cache_file, cached_arrays, write_cache
-from bonlib.datasets.files import BrokenImage, ImageFiles, file_tail
+from bonlib.datasets.files import BrokenImage, ImageFiles, decoder_settings, file_digest
 from bonlib.datasets.images import ImageSet
 from bonlib.datasets.splits import SPLITS, Split, check_split, split_identities
 from bonlib.datasets.transforms import Augmentation, Statistics, make_transform
@@ -64,7 +65,7 @@ def image_set(
     color: bool = True,
     augment: Augmentation | None = None,
     statistics: Statistics | None = None,
-    validation: float = 0.1,
+    validation: float | None = None,
     seed: int = 0,
     in_memory: bool | None = None,
     on_error: OnError = "raise",
@@ -82,8 +83,9 @@ def image_set(
         color: three channels, otherwise one.
         augment: random changes of training images, see :func:`~bonlib.datasets.transforms.make_transform`.
         statistics: ``"imagenet"`` for pretrained backbones; ``None`` leaves values in 0 to 1.
-        validation: share of the training identities set aside for validation, where the table has no such part. With 0
-            all are trained on, as published results do, and there is no validation split.
+        validation: share of the training identities set aside for validation, where the table has a part for training
+            and none for validation; a tenth by default. With 0 all are trained on, as published results do, and there
+            is no validation split.
         seed: seed of the splits.
         in_memory: decode once into a uint8 cache; by default where that takes less than 2 GiB.
         on_error: ``"skip"`` leaves out images that cannot be read, with a warning that counts them.
@@ -103,9 +105,18 @@ def image_set(
         raise ValueError(f"statistics is {statistics!r} and color False; ImageNet's statistics are of three channels.")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}; allowed are 'raise' and 'skip'.")
-    if not 0 <= validation < 1:
-        raise ValueError(f"validation is {validation}; give a share of the training identities, 0 to below 1.")
-    rows = table[_rows_of(table, split, validation, seed)]
+    for name, value in (("color", color), ("in_memory", in_memory)):
+        if value not in (True, False) and not (name == "in_memory" and value is None):
+            raise ValueError(f"{name} is {value!r}; allowed are True and False.")
+    share = 0.1 if validation is None else real_number("validation", validation, 0, 0.99)
+    if validation is not None and (table["part"] == "").any():
+        raise ValueError(
+            f"validation is {validation}, but identities without a split are split 50, 10 and 40 %; leave it out, or "
+            "give a table with a column split."
+        )
+    seed = whole_number("seed", seed, 0)
+    _check_parts(table)
+    rows = table[_rows_of(table, split, share, seed)]
     if rows.empty:
         cure = "give validation above 0" if split == "validation" else "look at the table or folder"
         raise ValueError(f"The split {split!r} has no images; {cure}.")
@@ -133,11 +144,79 @@ def image_set(
         source=(source or {}) | {"left out": left_out},
         ks=ks,
     )
+    if len(broken) == len(rows):
+        raise BrokenImage(f"No image of {len(rows)} can be read; the first: {broken[0]}")
     if unexpected:
         told = ", ".join(f"{count} ({reason})" for reason, count in unexpected.items())
         first = f"; of {len(rows)} images the first that is broken: {broken[0]}" if broken else ""
         warnings.warn(f"Left out: {told}{first}", LeftOut, stacklevel=2)
     return everything.subset([i for i, line in enumerate(lines) if not line]) if broken else everything
+
+
+def _check_parts(table: "pd.DataFrame") -> None:
+    """Refuse parts that no protocol has.
+
+    Raises:
+        ValueError: if a name is none, or query and gallery do not come together and by themselves.
+    """
+    parts = set(table["part"])
+    if wrong := parts - {"", "train", "validation", "test", "query", "gallery"}:
+        raise ValueError(f"A part is called {sorted(wrong)[0]!r}; allowed are train, validation, test, query, gallery.")
+    if ("query" in parts) != ("gallery" in parts):
+        there, lacking = ("query", "gallery") if "query" in parts else ("gallery", "query")
+        raise ValueError(
+            f"There are images of the part {there} and none of {lacking}; a test needs both, or call it test."
+        )
+    if "query" in parts and "test" in parts:
+        raise ValueError(
+            "There are images of the parts test and query; a test is either each against all, or query to gallery."
+        )
+
+
+def check_rows(rows: Sequence[Row], places: Sequence[str], source: str) -> None:
+    """One file is one image of one identity in one part, and an identity is on one side.
+
+    Args:
+        rows: of the table.
+        places: where each row stands, for the message.
+        source: what holds them, for the message.
+
+    Raises:
+        ValueError: if a file is listed twice, or an identity is in training as well as in test; it names both places.
+    """
+    of_file: dict[Any, int] = {}
+    of_identity: dict[str, int] = {}
+    for row, (path, identity, part, _) in enumerate(rows):
+        first = of_file.setdefault(_which_file(path), row)
+        if first != row:
+            other, there = rows[first][1], rows[first][2]
+            what = f"under another identity, {identity!r} and {other!r}" if identity != other else (
+                f"in {part} and in {there}" if part != there else "again"
+            )  # fmt: skip
+            raise ValueError(
+                f"{source} lists one file {what}: {places[first]} and {places[row]} ({path}); keep one of them."
+            )
+        if identity == JUNK or not part:
+            continue
+        first = of_identity.setdefault(identity, row)
+        if _side(part) != _side(rows[first][2]):
+            raise ValueError(
+                f"{source} has the identity {identity!r} in {rows[first][2]} ({places[first]}) and in {part} "
+                f"({places[row]}); identities of training, validation and test must differ."
+            )
+
+
+def _which_file(path: Path) -> Any:
+    """What two paths to one file share, through links of both kinds."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
+
+
+def _side(part: str) -> str:
+    return "test" if part in ("query", "gallery") else part
 
 
 def _rows_of(table: "pd.DataFrame", split: Split, validation: float, seed: int) -> NDArray[np.bool_]:
@@ -170,7 +249,7 @@ def _decoded(files: ImageFiles, in_memory: bool | None, *, check: bool) -> tuple
     if not (whole or check):
         return files, []
     stamps = [[path, stat.st_size, stat.st_mtime_ns] for path in files.paths for stat in [_stat(path)]]
-    options = [_VERSION, files.size, files.color, whole, stamps]
+    options = [_VERSION, files.size, files.color, whole, stamps, decoder_settings()]
 
     def make() -> dict[str, NDArray[Any]]:
         images, lines = files.read_all()
@@ -203,7 +282,7 @@ def _read_again(files: ImageFiles, lines: list[str], images: NDArray[np.uint8] |
 
 def _tail(path: str) -> str:
     _stat(path)
-    return file_tail(path)
+    return file_digest(path)
 
 
 def _stat(path: str) -> os.stat_result:

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bonlib.core.checks import check_embeddings, check_indices, own_state, whole_number
-from bonlib.core.miner import Ids, Layout, Miner
+from bonlib.core.layout import Ids, Layout
+from bonlib.core.miner import Miner
 
 
 class Refreshing(Miner):

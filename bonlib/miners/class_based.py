@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bonlib.core.checks import check_indices, real_number, whole_number
-from bonlib.core.miner import Ids, Layout, Miner
+from bonlib.core.layout import Ids, Layout
+from bonlib.core.miner import Miner
 
 
 class ClassBased(Miner):

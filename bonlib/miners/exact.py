@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bonlib.core.checks import centred, check_indices, whole_number
-from bonlib.core.miner import Ids, Layout
+from bonlib.core.layout import Ids, Layout
 from bonlib.miners.base import Refreshing
 
 

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bonlib.core.checks import centred, needs_extra, whole_number
-from bonlib.core.miner import FORMS, Ids, Layout
+from bonlib.core.layout import FORMS, Ids, Layout
 from bonlib.miners.base import NearClasses
 
 

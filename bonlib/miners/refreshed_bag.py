@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bonlib.bag import BagOfNegatives
 from bonlib.core.checks import own_state
-from bonlib.core.miner import Ids
+from bonlib.core.layout import Ids
 from bonlib.miners.base import Refreshing
 
 

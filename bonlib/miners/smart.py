@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bonlib.core.checks import check_indices, needs_extra, real_number, whole_number
-from bonlib.core.miner import Ids, Layout
+from bonlib.core.layout import Ids, Layout
 from bonlib.core.tuples import active_share
 from bonlib.miners.base import Refreshing
 

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bonlib.core.checks import check_indices, needs_extra, whole_number
-from bonlib.core.miner import Ids, Layout
+from bonlib.core.layout import Ids, Layout
 from bonlib.miners.base import Refreshing, class_means
 
 

@@ -15,23 +15,28 @@ import torch
 import torch.distributed as dist
 
 from bonlib.bag import default_bits
-from bonlib.core.checks import check_device, real_number, whole_number
+from bonlib.core.checks import check_device, known_options, real_number, whole_number
 from bonlib.core.distributed import rank
 from bonlib.core.hashes import make_hasher
-from bonlib.core.miner import Form
-from bonlib.core.paths import results_dir
-from bonlib.datasets import load_dataset
+from bonlib.core.layout import Form
+from bonlib.datasets import content_key, load_dataset
 from bonlib.miners import make_miner
 from bonlib.study.analysis import bag_of, bag_quality
-from bonlib.study.records import config_key, provenance, save_run
+from bonlib.study.records import config_key, provenance, save_run, sweep_dir
 from bonlib.training.checkpoint import Progress
 from bonlib.training.embed import embed
-from bonlib.training.encoders import make_encoder
+from bonlib.training.encoders import check_takes, make_encoder
 from bonlib.training.loop import PARTS, Precision, Schedule, Step, fit
 from bonlib.training.losses import make_loss
 from bonlib.training.metrics import evaluate
 
 CHECKPOINT_EVERY = 50  # steps
+_OWN_SETTINGS = {  # which the options of its parts must not set
+    "dataset_options": {"split", "name", "table", "source"},
+    "encoder_options": {"name", "dim", "in_channels", "seed"},
+    "miner_options": {"labels", "dim", "form", "batch_size", "per_class", "seed", "steps"},
+    "loss_options": {"margin", "dim", "num_classes", "margins", "seed"},
+}
 _USUAL_LOSS = {"set": "batch-hard", "triplet": "triplet", "pair": "contrastive"}
 
 
@@ -71,6 +76,9 @@ class Config:
     seed: int = 0  # of initial weights and batches; the data set and its split have a seed of their own
 
     def __post_init__(self) -> None:
+        for name in ("name", "dataset", "encoder", "miner", "form", "loss", "schedule", "precision", "device"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give text.")
         if not self.loss:
             object.__setattr__(self, "loss", _USUAL_LOSS.get(self.form, ""))
         for name, least in (("steps", 1), ("batch_size", 1), ("per_class", 1), ("dim", 1), ("seed", 0), ("workers", 0)):
@@ -91,6 +99,8 @@ class Config:
         for name in ("dataset_options", "encoder_options", "miner_options", "loss_options"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give a dictionary of options.")
+            if taken := sorted(set(getattr(self, name)) & _OWN_SETTINGS[name]):
+                raise ValueError(f"{name} sets {', '.join(taken)}, which the run sets; leave it out there.")
         if self.evaluate_every is None:
             object.__setattr__(self, "evaluate_every", max(self.steps // 10, 50))
         else:
@@ -127,6 +137,7 @@ class Experiment:
         if config.test:
             load_dataset(config.dataset, "test", **config.dataset_options)
         self._key = config_key(asdict(config))  # of the data as they are now
+        self._content = str(content_key(config.dataset, config.dataset_options).get("content", ""))
         if config.identities is not None:
             self.train = self.train.with_identities(config.identities, seed=config.seed)
         if config.label_noise:
@@ -138,9 +149,12 @@ class Experiment:
     def _make(self) -> None:
         """Encoder, miner and loss as they are before the first step."""
         config = self.config
-        self.encoder = make_encoder(
-            config.encoder, dim=config.dim, in_channels=self.train.channels, seed=config.seed, **config.encoder_options
-        )
+        with known_options(f"encoder {config.encoder!r}"):
+            self.encoder = make_encoder(
+                config.encoder, dim=config.dim, in_channels=self.train.channels, seed=config.seed,
+                **config.encoder_options,
+            )  # fmt: skip
+        check_takes(self.encoder, self.validation[0][0].cpu(), config.encoder)
         options = {name: getattr(config, name) for name in ("form", "batch_size", "per_class", "seed")}
         if config.form == "set" and (most := self.train.num_classes * config.per_class) < config.batch_size:
             text = f"{self.train.num_classes} training identities make batches of {most}, not {config.batch_size}."
@@ -207,7 +221,7 @@ class Experiment:
             sweep,
             key=self._key,
             metrics=metrics,
-            data=data | {"source": self.train.source, "fingerprint": self.train.fingerprint},
+            data=data | {"content": self._content, "source": self.train.source, "fingerprint": self.train.fingerprint},
             miner_stats=self.miner.stats(),
             bags=quality,
             seconds=self.seconds,
@@ -236,7 +250,7 @@ def make_config(settings: dict[str, Any]) -> Config:
 
 def checkpoint_path(config: Config, sweep: str) -> Path:
     """Where the checkpoint of a run is kept: ``checkpoints/`` in the folder of its sweep, by the key of its config."""
-    return results_dir() / sweep / "checkpoints" / f"{config_key(asdict(config))}.pt"
+    return sweep_dir(sweep) / "checkpoints" / f"{config_key(asdict(config))}.pt"
 
 
 def main(settings: str, sweep: str) -> None:

@@ -45,10 +45,21 @@ def config_key(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def sweep_dir(sweep: str) -> Path:
+    """The folder of a sweep's records.
+
+    Raises:
+        ValueError: if the name leads elsewhere.
+    """
+    if not sweep or Path(sweep).name != sweep or sweep in (".", ".."):
+        raise ValueError(f"sweep is {sweep!r}; give a plain name, of a folder below {results_dir()}.")
+    return results_dir() / sweep
+
+
 def run_path(config: Mapping[str, Any], sweep: str, key: str | None = None) -> Path:
     """The file of a run in the folder of its sweep, whether it is there or not; ``key`` is of its config by default."""
     name = "-".join(str(config[part]) for part in ("dataset", "miner", "form", "seed") if part in config)
-    return results_dir() / sweep / f"{name}-{key or config_key(config)}.json"
+    return sweep_dir(sweep) / f"{name}-{key or config_key(config)}.json"
 
 
 def save_run(config: Mapping[str, Any], sweep: str, *, key: str | None = None, **contents: Any) -> Path:
@@ -222,7 +233,7 @@ def _method(config: Mapping[str, Any]) -> str:
 
 
 def _records(sweep: str, dataset: str | None) -> list[dict[str, Any]]:
-    records = [_read(path) for path in sorted((results_dir() / sweep).glob("[!.]*.json"))]
+    records = [_read(path) for path in sorted(sweep_dir(sweep).glob("[!.]*.json"))]
     chosen = [record for record in records if dataset in (None, record["config"].get("dataset"))]
     if records and not chosen:
         known = sorted({str(record["config"].get("dataset")) for record in records})

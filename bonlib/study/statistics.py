@@ -142,9 +142,11 @@ def _one_budget(runs: "pd.DataFrame", name: str) -> None:
     Raises:
         ValueError: if there are several.
     """
-    for column, what in (("steps", "steps; choose those of one budget"), ("dataset", "; choose those of one data set")):
+    of_one = {"steps": "steps; choose those of one budget", "dataset": "as data set; choose those of one"}
+    of_one["data.content"] = "as content of the files; choose those of one folder"
+    for column, what in of_one.items():
         if column in runs and runs[column].nunique() > 1:
-            raise ValueError(f"{name} has runs of {sorted(set(runs[column].tolist()))} {what}.".replace(" ;", ";"))
+            raise ValueError(f"{name} has runs of {sorted(set(runs[column].dropna().tolist()))} {what}.")
 
 
 def _compared(rows: list[dict[str, Any]], differences: list[Difference], lead: str) -> "pd.DataFrame":

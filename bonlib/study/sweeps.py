@@ -17,11 +17,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from bonlib.core.paths import project_dir, results_dir, write_atomically
-from bonlib.datasets import load_dataset
+from bonlib.core.paths import project_dir, write_atomically
+from bonlib.datasets import content_key, load_dataset
 from bonlib.datasets.splits import SPLITS
 from bonlib.study.experiment import Config, checkpoint_path, make_config
-from bonlib.study.records import find_run, run_path, save_run
+from bonlib.study.records import find_run, run_path, save_run, sweep_dir
 from bonlib.study.statistics import mean_interval
 
 TRAINING_NOTEBOOK = "04_training"
@@ -262,7 +262,11 @@ def best_trials(sweep: str) -> list[dict[str, Any]]:
 
 
 def _sweep_file(sweep: str) -> Path:
-    return _root() / "notebooks" / "sweeps" / f"{sweep}.yaml"
+    file = _root() / "notebooks" / "sweeps" / f"{sweep}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
+        raise ValueError(f"sweep is {sweep!r}; allowed are {known}, the files of {file.parent}.")
+    return file
 
 
 def results_lines(sweep: str) -> Iterator[str]:
@@ -292,16 +296,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--dataset", help="run the sweeps on this data set; the records' folder bears its name too")
     parser.add_argument("--root", help="where its files are")
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=min(os.cpu_count() or 1, 4),
-        help="processes at once",
-    )
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4), help="processes at once")
     parser.add_argument("--fresh", action="store_true", help="do again what is already done")
     parser.add_argument("--no-notebooks", action="store_true", help="runs without papermill, and no site")
     parser.add_argument("--choose", metavar="SWEEP", help="print the best trial of each method of this sweep, as YAML")
     options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error(f"--jobs is {options.jobs}; give at least 1.")
     if options.choose:
         print(*(f"  - {json.dumps(method, ensure_ascii=False)}" for method in best_trials(options.choose)), sep="\n")
         return 0
@@ -319,7 +320,8 @@ def main(arguments: list[str] | None = None) -> int:
             configs = read_sweep(_sweep_file(sweep))
             if options.dataset:
                 configs = on_dataset(configs, options.dataset, options.root)
-                sweeps[i] = sweep = f"{sweep}_{options.dataset}"
+                content = str(content_key(options.dataset, configs[0].dataset_options).get("content", ""))[:6]
+                sweeps[i] = sweep = "_".join(filter(None, (sweep, options.dataset, content)))
             for config in configs if options.fresh else []:
                 run_path(asdict(config), sweep).unlink(missing_ok=True)
                 checkpoint_path(config, sweep).unlink(missing_ok=True)
@@ -357,7 +359,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Site:    {_make_site(_build() / 'notebooks' / options.preset)}")
         print(f"Figures: {os.environ.get('BONLIB_FIGURES', _root() / 'figures')}")
     for sweep in sweeps:
-        print(f"Records: {results_dir() / sweep}", *results_lines(sweep), sep="\n")
+        print(f"Records: {sweep_dir(sweep)}", *results_lines(sweep), sep="\n")
     if failed:
         print(f"Failed: {', '.join(failed)}", file=sys.stderr)
     return bool(failed)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bonlib.core.distributed import from_rank_zero, of_all_ranks, rank
-from bonlib.core.paths import read_torch, write_atomically
+from bonlib.core.paths import read_torch, write_torch
 
 _FORMAT = "bonlib checkpoint 3"
 _CURE = "resume with what it was saved with, or remove the file to begin anew"
@@ -55,15 +55,21 @@ def save_checkpoint(
         return
     state = {"format": _FORMAT, "made_of": dict(made_of), "progress": asdict(progress), "generators": generators}
     state |= {name: part.state_dict() for name, part in parts.items()}
-    write_atomically(file, lambda temporary: torch.save(state, temporary))
+    write_torch(file, state)
 
 
 def load_checkpoint(
-    file: Path, parts: Mapping[str, Any], progress: Progress, made_of: Mapping[str, Any], device: torch.device
+    file: Path,
+    parts: Mapping[str, Any],
+    progress: Progress,
+    made_of: Mapping[str, Any],
+    device: torch.device,
+    *,
+    steps: int,
 ) -> None:
     """Take over a checkpoint where there is one, all of it or nothing; rank 0 looks for it and tells the others.
 
-    Arguments as of :func:`save_checkpoint`; ``parts`` and ``progress`` are changed.
+    Arguments as of :func:`save_checkpoint`; ``parts`` and ``progress`` are changed. ``steps`` is how many the run has.
 
     Raises:
         ValueError: if it is truncated, foreign, of another version, or of other data, arguments or parts than these;
@@ -76,6 +82,9 @@ def load_checkpoint(
     measured = {entry.name for entry in fields(Progress)}
     if lacking := [*(set(wanted) - state.keys()), *(measured - state.get("progress", {}).keys())]:
         raise ValueError(f"checkpoint {file} is damaged: it lacks {', '.join(sorted(lacking))}; {_CURE}.")
+    if state["progress"]["step"] > steps:
+        done = state["progress"]["step"]
+        raise ValueError(f"steps is {steps}, but the checkpoint {file} is at step {done}; give as many or more.")
     for name in {**made_of, **state["made_of"]}:
         saved, value = state["made_of"].get(name), made_of.get(name)
         if saved != value:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from bonlib.core.checks import check_device, needs_extra, plain, whole_number
-from bonlib.core.paths import read_torch, write_atomically
+from bonlib.core.checks import check_device, embeddings_of, known_options, needs_extra, plain, whole_number
+from bonlib.core.paths import read_torch, write_torch
 
 _CHANNELS = (32, 64, 64, 128)
 _FORMAT = "bonlib encoder 1"
@@ -124,14 +124,37 @@ def _backbone(name: str, dim: int, in_channels: int, weights: str | None, freeze
     if weights not in (None, "DEFAULT", *allowed):
         raise ValueError(f"weights is {weights!r}; {name} has {', '.join(allowed)}, 'DEFAULT' or None.")
     model = models.get_model(name, weights=weights)
-    owner, last = next((m, n) for m, n in reversed(_children(model)) if isinstance(getattr(m, n), nn.Linear))
-    setattr(owner, last, nn.Linear(getattr(owner, last).in_features, dim))
+    linear = [n for n, module in model.named_modules() if isinstance(module, nn.Linear) and "aux" not in n.lower()]
+    if not linear:
+        raise ValueError(f"name is {name!r}, which has no linear layer to replace; take another, such as 'resnet18'.")
+    owner, _, last = linear[-1].rpartition(".")
+    module = model.get_submodule(owner)
+    setattr(module, last, nn.Linear(getattr(module, last).in_features, dim))
     return nn.Sequential(FrozenBatchNorm(model) if freeze_batch_norm else model, L2Normalize())
 
 
-def _children(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Every submodule as ``(its owner, its name there)``, in order."""
-    return [(owner, name) for owner in model.modules() for name, _ in owner.named_children()]
+def check_takes(encoder: nn.Module, image: Tensor, name: str) -> None:
+    """Find out before training whether an encoder takes images of a size.
+
+    Args:
+        encoder: to try; its mode and statistics are left alone.
+        image: ``(channels, height, width)`` float32.
+        name: of the encoder, for the message.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    modes = [(module, module.training) for module in encoder.modules()]
+    try:
+        with torch.no_grad():
+            embeddings_of(encoder.eval()(image[None]))
+    except Exception as error:  # each layer has its own way to fail
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        shape = "×".join(map(str, image.shape))
+        raise ValueError(f"encoder {name!r} does not take images of {shape} ({reason}); give another size.") from error
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -166,7 +189,7 @@ def save_encoder(file: str | Path, encoder: nn.Module, *, images: dict[str, Any]
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"made is {made}, which does not make this encoder: {reason} Give what made it.") from error
     content = {"format": _FORMAT, "made": made, "images": images, "state": state}
-    write_atomically(Path(file), lambda temporary: torch.save(content, temporary))
+    write_torch(Path(file), content)
     return Path(file)
 
 
@@ -183,6 +206,8 @@ def load_encoder(file: str | Path, *, device: str | torch.device = "cpu") -> tup
     content = read_torch(Path(file), _FORMAT, "give one that save_encoder wrote", device)
     if lacking := sorted({"made", "images", "state"} - content.keys()):
         raise ValueError(f"{file} is damaged: it lacks {', '.join(lacking)}; give one that save_encoder wrote.")
-    encoder = make_encoder(**content["made"]).to(device)
+    with known_options(f"encoder of {file}"):
+        encoder = make_encoder(**content["made"])
+    encoder = encoder.to(device)
     encoder.load_state_dict(content["state"])
     return encoder.eval(), content["images"]

@@ -147,11 +147,7 @@ def fit(
         made_of |= {"steps": steps} if schedule == "cosine" else {}
     peaks = [group["lr"] for group in optimizer.param_groups]
     if file is not None:
-        load_checkpoint(file, parts, progress, made_of, device)
-    if progress.step > steps:
-        raise ValueError(
-            f"steps is {steps}, but the checkpoint {file} is at step {progress.step}; give as many or more."
-        )
+        load_checkpoint(file, parts, progress, made_of, device, steps=steps)
     clock, warned = _Clock(device), False
     batches = _batches(dataset, shared, workers, clock)
     for step in range(progress.step + 1, steps + 1):

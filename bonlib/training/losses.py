@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bonlib.core.checks import needs_extra, real_number
-from bonlib.core.miner import Form
+from bonlib.core.layout import Form
 from bonlib.core.tuples import IndexTuple, active_share
 
 Margins = Callable[[Tensor, Tensor], Tensor]

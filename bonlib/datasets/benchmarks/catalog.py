@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bonlib.core.checks import whole_number
 from bonlib.core.paths import data_dir
 from bonlib.datasets import own
 from bonlib.datasets.benchmarks import persons, products
 from bonlib.datasets.benchmarks.layout import check_counts as compare_counts
 from bonlib.datasets.images import ImageSet
 from bonlib.datasets.splits import Split
-from bonlib.datasets.tables import image_set, table_fingerprint
+from bonlib.datasets.tables import check_rows, image_set, table_fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,7 +136,7 @@ def load_files(
     return image_set(table, split, seed=seed, source={"benchmark": name}, **entry.defaults | options)
 
 
-def files_fingerprint(name: str, *, root: str | Path, seed: int = 0, **_: Any) -> str:
+def files_fingerprint(name: str, root: str | Path | None, seed: int = 0) -> str:
     """Sixteen hexadecimal digits that stand for the files of a set below ``root``, not for where they lie."""
     return table_fingerprint(_read(name, root, seed, check=False))
 
@@ -162,6 +163,21 @@ def combined_persons(
     Raises:
         ValueError: if fewer than two benchmarks are named or found.
     """
+    roots = person_folders(root, parts)
+    table = persons.combined({name: _read(name, folder, seed, check_counts) for name, folder in roots.items()})
+    return image_set(
+        table, split, seed=seed, source={"benchmark": "combined", "parts": list(roots)}, **_PERSON | options
+    )
+
+
+def person_folders(
+    root: str | Path | None = None, parts: Sequence[str] | Mapping[str, str] | None = None
+) -> dict[str, Path]:
+    """Folders of the benchmarks that :func:`combined_persons` joins, by name; arguments are its own.
+
+    Raises:
+        ValueError: if fewer than two benchmarks are named or found.
+    """
     folder = data_dir() if root is None else Path(root).expanduser()
     names = [name for name in PERSONS if (folder / name).is_dir()] if parts is None else list(parts)
     if len(names) < 2 or not set(names) <= set(PERSONS):
@@ -169,9 +185,7 @@ def combined_persons(
             f"parts is {names}, in {folder}; give two or more of {', '.join(PERSONS)}, each a folder there, or a "
             "mapping from names to folders."
         )
-    roots = parts if isinstance(parts, Mapping) else {name: str(folder / name) for name in names}
-    table = persons.combined({name: _read(name, roots[name], seed, check_counts) for name in names})
-    return image_set(table, split, seed=seed, source={"benchmark": "combined", "parts": names}, **_PERSON | options)
+    return {name: Path(parts[name]).expanduser() if isinstance(parts, Mapping) else folder / name for name in names}
 
 
 def _read(name: str, root: str | Path | None, seed: int, check: bool) -> "pd.DataFrame":
@@ -179,7 +193,21 @@ def _read(name: str, root: str | Path | None, seed: int, check: bool) -> "pd.Dat
     if root is None and not entry.published:
         raise ValueError(f"root is None; {name!r} needs one: {entry.what}.")
     folder = data_dir() / name if root is None else Path(root).expanduser()
-    table = entry.read(folder, seed)
+    seed = whole_number("seed", seed, 0)
+    try:
+        table = entry.read(folder, seed)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a damaged list or archive leads to
+        if str(folder) in str(error):
+            raise
+        raise ValueError(
+            f"{name} below {folder} is not as published, or damaged ({type(error).__name__}: {error}); copy it anew."
+        ) from error
+    if entry.published:  # those of users have looked themselves, and know the rows
+        columns = [table[name].tolist() for name in ("path", "identity", "part", "camera")]
+        rows = list(zip(map(Path, columns[0]), *columns[1:], strict=True))
+        check_rows(rows, table["path"].tolist(), str(folder))
     if check:
         compare_counts(table, entry.published, name)
     return table

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bonlib.core.paths import data_dir
+from bonlib.core.checks import needs_extra
+from bonlib.core.paths import data_dir, make_folder
 from bonlib.datasets.benchmarks.layout import base
 from bonlib.datasets.tables import Row, make_table
 
@@ -30,7 +31,7 @@ def read_release(root: Path, boxes: str) -> "pd.DataFrame":
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ImportError: if h5py is not installed.
+        ModuleNotFoundError: if h5py is not installed.
     """
     from scipy.io import loadmat
 
@@ -54,15 +55,13 @@ def _unpack(file: Path, boxes: str) -> Path:
     folder = data_dir() / "cache" / "cuhk03" / f"{boxes}-{file.stat().st_size}-{file.stat().st_mtime_ns}"
     if folder.exists():
         return folder
-    try:
+    with needs_extra(f"{file}, a MATLAB 7.3 file,"):
         import h5py
-    except ImportError as error:
-        raise ImportError(f"{file} is a MATLAB 7.3 file; pip install h5py reads it.") from error
     from PIL import Image
 
     # Written beside and renamed, so that half of the images are never taken for all.
     unfinished = folder.with_name(f".{folder.name}")
-    unfinished.mkdir(parents=True, exist_ok=True)
+    make_folder(unfinished)
     with h5py.File(file) as content:
         for pair, persons in enumerate(content[boxes][0], start=1):
             for person, cells in enumerate(content[persons][:].T, start=1):  # (persons, 10) references

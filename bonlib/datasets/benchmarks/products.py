@@ -20,7 +20,10 @@ def online_products(root: Path, seed: int) -> "pd.DataFrame":
 
     def rows() -> Iterator[Row]:
         for part in ("train", "test"):
-            for _, product, _, image in split_lines(folder / f"Ebay_{part}.txt", 4, header=True):
+            listed = folder / f"Ebay_{part}.txt"
+            if not read_lines(listed)[0].startswith("image_id"):
+                raise ValueError(f"{listed} does not begin with the names of its columns, as published; copy it anew.")
+            for _, product, _, image in split_lines(listed, 4, header=True):
                 yield folder / image, product, part, UNKNOWN_CAMERA
 
     return make_table(rows())
@@ -80,7 +83,10 @@ def in_shop(root: Path, seed: int) -> "pd.DataFrame":
     """
     list_file = "Eval/list_eval_partition.txt"
     folder = base(root, [list_file, "Img"], ["In-shop Clothes Retrieval Benchmark", "In-shop", "In_shop"])
-    (count,), _, *rows = split_lines(folder / list_file)
-    if len(rows) != int(count) or {len(row) for row in rows} != {3}:
+    lines = split_lines(folder / list_file)
+    count, rows = "".join(lines[0]) if lines else "none", lines[2:]
+    if count != str(len(rows)):
         raise ValueError(f"{folder / list_file} announces {count} images and lists {len(rows)}; copy it anew.")
+    if wrong := [row for row in rows if len(row) != 3]:
+        raise ValueError(f"{folder / list_file} has the line {' '.join(wrong[0])!r}; published are three words.")
     return make_table((folder / "Img" / image, item, part, UNKNOWN_CAMERA) for image, item, part in rows)

@@ -1,5 +1,7 @@
 """Omniglot: an identity is a handwritten character in one of four rotations."""
 
+import hashlib
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from bonlib.core.paths import data_dir
 from bonlib.datasets.cache import cached_arrays
+from bonlib.datasets.files import file_digest, why_no_image
 from bonlib.datasets.images import ImageSet
 from bonlib.datasets.splits import Split, check_split, split_groups
 
@@ -61,8 +64,8 @@ def omniglot(
             f"root is {str(folder)!r}; expected {SETS[2]}.zip and {SETS[3]}.zip, or {SETS[0]} and {SETS[1]}, there is: "
             f"{there}. Get them from github.com/brendenlake/omniglot (folder python/), or give download=True."
         )
-    stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sets]
-    arrays = cached_arrays("cache/omniglot", [_VERSION, str(folder.resolve()), stamp], lambda: _read_all(sets))
+    content = [[path.name, digest] for path, digest in set_digests(root)]
+    arrays = cached_arrays("cache/omniglot", [_VERSION, content], lambda: _read_all(sets))
     names, alphabets = arrays["characters"].tolist(), arrays["alphabets"].tolist()
     alphabet_of = np.array([alphabets.index(name.split("/")[0]) for name in names])  # (characters,)
     chosen = split_groups(np.bincount(alphabet_of), seed)[split]
@@ -84,6 +87,20 @@ def omniglot(
     )
 
 
+def set_digests(root: str | Path | None) -> list[tuple[Path, str]]:
+    """The sets that are in ``root``, each with what stands for its content."""
+    found = find_sets(Path(root).expanduser() if root is not None else data_dir() / "omniglot")
+    return [(path, _digest(path)) for path in found]
+
+
+def _digest(path: Path) -> str:
+    if path.is_file():
+        return file_digest(str(path))
+    files = [file for file in sorted(path.rglob("*.png")) if why_no_image(file) is None]
+    lines = [f"{file.relative_to(path).as_posix()} {file_digest(str(file))}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
 def find_sets(folder: Path) -> list[Path]:
     """The sets of Omniglot in a folder, each as its unpacked folder or its zip; none where there is none."""
     places = [
@@ -103,11 +120,21 @@ def _read_all(sets: list[Path]) -> dict[str, NDArray[Any]]:
     drawings: dict[tuple[str, str, int], NDArray[np.uint8]] = {}
     for path in sets:
         for (alphabet, character, file), opened in _drawings_in(path):
-            key = (alphabet, character, int(file.removesuffix(".png").split("_")[1]))
+            number = re.fullmatch(r"\d+_(\d+)\.png", file)
+            if number is None:
+                raise ValueError(
+                    f"{path} holds {file}, which is not named as published (0001_01.png); move it elsewhere."
+                )
+            key = (alphabet, character, int(number[1]))
             if key not in drawings:
-                with Image.open(opened) as image:
-                    small = image.convert("L").resize((SIZE, SIZE), Image.Resampling.BOX)
+                try:
+                    with Image.open(opened) as image:
+                        small = image.convert("L").resize((SIZE, SIZE), Image.Resampling.BOX)
+                except Exception as error:
+                    raise ValueError(f"{path} holds {file}, which cannot be read ({error}); copy it anew.") from error
                 drawings[key] = 255 - np.asarray(small)  # ink is black in the files
+    if not drawings:
+        raise ValueError(f"{', '.join(map(str, sets))} hold no drawings; copy them anew.")
     keys = sorted(drawings)
     characters = sorted({f"{alphabet}/{character}" for alphabet, character, _ in keys})
     place = {name: i for i, name in enumerate(characters)}
@@ -124,10 +151,18 @@ def _drawings_in(path: Path) -> Iterator[tuple[tuple[str, ...], Any]]:
     """``(alphabet, character, file name)`` and an opened file of every drawing of a set."""
     if path.is_dir():
         for file in sorted(path.glob("*/*/*.png")):
+            if file.name.startswith("."):  # macOS adds them
+                continue
             with file.open("rb") as opened:
                 yield file.relative_to(path).parts, opened
     else:
-        with zipfile.ZipFile(path) as archive:
+        try:
+            archive = zipfile.ZipFile(path)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path} is no zip, or damaged ({error}); copy it anew.") from error
+        with archive:
             for name in sorted(name for name in archive.namelist() if name.endswith(".png")):
+                if name.startswith("__MACOSX") or name.rpartition("/")[2].startswith("."):
+                    continue
                 with archive.open(name) as opened:
                     yield tuple(name.split("/")[-3:]), opened

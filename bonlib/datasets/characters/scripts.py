@@ -7,6 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from bonlib.core.checks import whole_number
 from bonlib.datasets.characters.glyphs import Glyphs
 from bonlib.datasets.splits import Split
 
@@ -42,6 +43,7 @@ def hangul(split: Split = "train", *, faces: int = 16, draws: int = 1, seed: int
     Raises:
         FontsMissing: if fewer such faces are installed; the message names packages that bring them.
     """
+    faces = whole_number("faces", faces, 1)
     paths = _enough("hangul", find_faces(HANGUL, least=len(HANGUL)), faces, "cover all Hangul syllables")
     return Glyphs(split, fonts=paths, characters=HANGUL, draws=draws, seed=seed)
 
@@ -60,6 +62,7 @@ def cjk(split: Split = "train", *, faces: int = 16, min_faces: int = 6, draws: i
         FontsMissing: if fewer than ``min_faces`` faces with at least 5,000 ideographs are installed; the message names
             packages that bring them.
     """
+    faces, min_faces = whole_number("faces", faces, 1), whole_number("min_faces", min_faces, 1)
     paths = find_faces(IDEOGRAPHS, least=5000)
     paths = _enough("cjk", paths, min(faces, max(len(paths), min_faces)), "cover 5,000 ideographs")
     return Glyphs(split, fonts=paths, characters=IDEOGRAPHS, draws=draws, min_faces=min_faces, seed=seed)
