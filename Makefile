@@ -3,14 +3,15 @@ PYTHON ?= python3
 PRESET ?= quick
 VENV := .venv
 RUN := $(VENV)/bin/python -m
+KERNELS := tests/test_table.py tests/test_bag.py tests/test_streams.py tests/test_stress.py
 JOBS ?= 2
 
-.PHONY: help study report test browser lab bench notebooks format clean
+.PHONY: help study docs report test browser lab bench notebooks format clean
 
 help:
-	@echo "make study               the study in minutes: notebooks, figures, report (PRESET=full: the committed records, FRESH=1: all anew)"
-	@echo "make report              the committed notebooks and the reference as an offline site, build/report"
-	@echo "make test                format, lint, types, unit tests with doctests, notebooks"
+	@echo "make study               the study in minutes: notebooks, figures, docs (PRESET=full: the committed records, FRESH=1: all anew)"
+	@echo "make docs                pages, committed notebooks and reference as an offline site, build/site"
+	@echo "make test                format, lint, types, unit tests with doctests, notebooks, docs, browser"
 	@echo "make browser             the browser tests alone (needs chromium)"
 	@echo "make lab                 JupyterLab in notebooks/"
 	@echo "make bench               speed and memory beside peers, and the slow tests (some 15 minutes, 10 GB)"
@@ -20,22 +21,28 @@ help:
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(RUN) pip install --quiet --constraint constraints.txt --editable '.[study,integrations,dev]'
+	$(RUN) pip install --quiet --constraint constraints.txt --editable '.[study,docs,integrations,dev]'
 	@touch $@
 
 study: $(VENV)/.ready
-	$(RUN) bonlib.study.sweeps --preset $(PRESET) $(if $(FRESH),--fresh)
+	$(RUN) bonlib.study --preset $(PRESET) $(if $(FRESH),--fresh)
 
-report: $(VENV)/.ready
-	$(RUN) bonlib.study.report
+docs report: $(VENV)/.ready
+	$(RUN) sphinx -b html -W --keep-going -q docs build/site
+	@echo "build/site/index.html"
 
+# The notebooks run with records of their own beside the committed ones, so that no open notebook's checkpoint is touched.
 test: $(VENV)/.ready
 	$(RUN) ruff format --check --quiet .
 	$(RUN) ruff check --quiet .
 	$(RUN) pyright
 	$(RUN) pytest -q -n $(JOBS) tests bonlib
-	BONLIB_FIGURES=$(CURDIR)/build/figures OMP_NUM_THREADS=1 $(RUN) pytest -q -n $(JOBS) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout 120 notebooks
-	$(RUN) pytest -q -n $(JOBS) -m "browser and not slow" tests/test_browser.py
+	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(CURDIR)/build/boundscheck $(RUN) pytest -q -n $(JOBS) $(KERNELS)
+	rm -rf build/check && mkdir -p build/check/results
+	ln -s $(filter-out %/scratch/,$(wildcard $(CURDIR)/data/results/*/)) build/check/results/
+	BONLIB_RESULTS=$(CURDIR)/build/check/results BONLIB_FIGURES=$(CURDIR)/build/check/figures OMP_NUM_THREADS=1 $(RUN) pytest -q -n $(JOBS) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout 120 notebooks
+	$(MAKE) --no-print-directory docs
+	$(RUN) pytest -q -rs -n $(JOBS) -m "browser and not slow" tests/test_browser.py
 
 browser: $(VENV)/.ready
 	$(RUN) pytest -q -m browser tests/test_browser.py

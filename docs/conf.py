@@ -12,7 +12,7 @@ from latex2mathml.converter import convert
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
-import tables  # noqa: E402
+import tables
 
 # Sphinx reads what lies below this folder: the notebooks and the changelog are copied here, and ignored by git.
 shutil.rmtree(HERE / "notebooks", ignore_errors=True)

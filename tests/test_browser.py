@@ -1,4 +1,4 @@
-"""The study in a real browser: JupyterLab's explorer and notebooks, and the report without a network."""
+"""The study in a real browser: JupyterLab's explorer and notebooks, and the docs without a network."""
 
 import json
 import os
@@ -13,8 +13,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-
-from bonlib.study.report import write_report
 
 ROOT = Path(__file__).parent.parent
 SHOTS = ROOT / "build" / "screenshots"
@@ -135,31 +133,45 @@ def pictures_and_errors(page) -> tuple[int, int]:
     return page.locator(".jp-CodeCell .jp-OutputArea-output img").count(), tracebacks(page).count()
 
 
-def test_the_report_needs_no_network_and_fits_laptop_and_phone(browser, tmp_path):
-    index = write_report(ROOT / "notebooks", tmp_path / "report", reference=True)
-    reference = [path for path in sorted((index.parent / "api").rglob("*.html")) if path.name != "index.html"]
-    pages = [index, *sorted(index.parent.glob("[0-9]*.html"))]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The docs, built; a warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "-q", str(ROOT / "docs"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_page_reads_without_a_network_on_laptop_and_phone(browser, site, width, scheme):
     wrong, asked = [], []
-    for width in (1280, 390):
-        context = browser.new_context(viewport={"width": width, "height": 800}, offline=True)
-        page = context.new_page()
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        for path in pages + (reference if width > 1000 else []):
-            page.goto(path.as_uri())
-            assert page.locator("img:not([alt]), img[alt='']").count() == 0, path.name
-            if path not in reference:
-                wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-                assert wide <= 1, f"{path.name} is {wide} pixels wider than the screen"
-        page.goto(index.as_uri())
-        page.screenshot(path=SHOTS / f"report_{width}.png")
-        page.get_by_role("link", name=re.compile("bucket")).first.click()
-        page.wait_for_load_state()
-        page.screenshot(path=SHOTS / f"report_{width}_page.png", full_page=True)
-        context.close()
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
+    page = context.new_page()
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    for path in sorted(site.rglob("*.html")):
+        page.goto(path.as_uri())
+        assert page.locator("img:not([alt]), img[alt='']").count() == 0, path.name
+        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 1, f"{path.name} is {wide} pixels wider than the screen"
+        if path.stem in ("index", "03_buckets", "reference"):
+            page.screenshot(path=SHOTS / f"site_{path.stem}_{width}_{scheme}.png")
+    context.close()
     assert not wrong
     assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
+
+
+def test_the_search_finds_pages(browser, site):
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True)
+    page = context.new_page()
+    page.goto((site / "index.html").as_uri())
+    page.locator("input[name=q]").first.fill("set_epoch")
+    page.locator("input[name=q]").first.press("Enter")
+    page.locator("#search-results li a", has_text=re.compile("loop", re.IGNORECASE)).first.wait_for(timeout=30_000)
+    context.close()
 
 
 def test_the_first_notebook_runs_in_jupyterlab(browser, lab):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 import yaml
 from papermill import inspect_notebook
 
@@ -143,94 +142,3 @@ def test_links_between_notebooks_lead_somewhere(path):
     for cell in cells(path, "markdown"):
         for target in re.findall(r"\]\((?!http)([^)]+)\)", "".join(cell["source"])):
             assert (path.parent / target).exists(), target
-
-
-@pytest.mark.parametrize("form", ["set", "triplet", "pair"])
-def test_the_loop_in_the_readme_runs(form):
-    from pytorch_metric_learning.losses import ContrastiveLoss, TripletMarginLoss
-
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    size = {"set": 128, "triplet": 129, "pair": 128}[form]
-    encoder = torch.nn.Linear(10, 64)
-    scope = {
-        "labels": torch.arange(60).repeat_interleave(8),
-        "images": torch.rand(480, 10, generator=torch.Generator().manual_seed(0)),
-        "encoder": encoder,
-        "loss_fn": ContrastiveLoss() if form == "pair" else TripletMarginLoss(),
-        "optimizer": torch.optim.Adam(encoder.parameters()),
-    }
-    exec(code.replace('form="set", batch_size=128', f'form="{form}", batch_size={size}'), scope)
-    assert scope["bag"].form == form
-    assert scope["bag"].stats()["filled"] > 0.4
-
-
-def readme_table(section: str) -> dict[str, list[str]]:
-    """First cell of a row → its other cells, of the table in a section of the README."""
-    text = (ROOT / "README.md").read_text().split(section)[1].split("\n##")[0]
-    rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
-    return {name: cells for name, *cells in rows[1:] if not name.startswith("-")}
-
-
-def test_the_data_sets_in_the_readme_are_what_the_records_say():
-    from bonlib.study.records import load_runs
-    from bonlib.study.statistics import leads_by
-
-    runs = load_runs("datasets").query("error.isna()")
-    recall, map_at_r = leads_by(runs, "dataset"), leads_by(runs, "dataset", "metrics.map@r")
-    expected = {}
-    for name, row in recall.iterrows():
-        leads = [(table.loc[name, ["lead", "low", "high"]] * 100).tolist() for table in (recall, map_at_r)]
-        expected[name] = [
-            f"{row['identities']:,.0f}",
-            f"{row['steps']:,.0f}",
-            f"{row['random']:.3f}",
-            f"{row['bag']:.3f}",
-        ]
-        expected[name] += [f"{lead:+.1f} [{low:.1f}, {high:.1f}]" for lead, low, high in leads]
-    table = {
-        k.split()[0].lower(): [c.replace(" points", "") for c in v] for k, v in readme_table("### Across data").items()
-    }
-    assert table == expected
-
-
-def test_the_field_in_the_readme_is_what_the_records_say():
-    from bonlib.study.records import load_runs
-    from bonlib.study.statistics import against, mean_interval
-
-    field = load_runs("rivals").query("error.isna()")
-    leads = against(field, "metrics.recall@1", "BoN sets + batch-hard")
-    table = readme_table("### Against the field")
-    assert set(table) == set(field["method"])
-    for name, (recall, map_at_r, lead, *_) in table.items():
-        runs = field[field["method"] == name]
-        assert [recall, map_at_r] == [str(mean_interval(runs[f"metrics.{m}"].tolist())) for m in ("recall@1", "map@r")]
-        if name in leads.index:
-            lead_of = leads.loc[name]
-            assert lead == f"{lead_of['lead']:+.3f} [{lead_of['low']:.3f}, {lead_of['high']:.3f}] {lead_of['verdict']}"
-
-
-def test_the_costs_in_the_readme_are_what_the_records_say():
-    from bonlib.study.records import load_bench
-
-    batches, samplers, hashing, steps, evaluation = (
-        load_bench(f"{name}_cpu") for name in ("batches", "samplers", "hashing", "steps", "evaluation")
-    )
-    slowest, memory = batches.groupby("samples")["milliseconds"].max(), batches.iloc[-1]
-    ratio = samplers.set_index(["miner", "identities"])["to_bon"]
-    ours, theirs = evaluation.itertuples()
-    share = steps.set_index("encoder")["share"]
-    low, high, floor = hashing["milliseconds"].min(), hashing["milliseconds"].max(), hashing["floor"]
-    expected = [
-        f"{slowest[10**5]:.2f} ms",
-        f"{slowest[10**8]:.2f} ms",
-        f"{memory['bytes_per_sample']:.1f} bytes a sample; made in {memory['build_seconds']:.0f} s, "
-        f"filled in {memory['fill_seconds']:.0f} s",
-        f"{ratio['MPerClassSampler', 10**6]:.0f} times BoN's time for a batch",
-        f"{ratio['exact search', 10**5]:,.0f} times",
-        f"{low:.2f} to {high:.2f} ms, below torch's own layers and Adam ({floor.min():.2f} to {floor.max():.2f} ms)",
-        f"{share['small']:.1%}".replace("%", " %"),
-        f"{share['resnet50']:.2%}".replace("%", " %"),
-        f"{ours.seconds:.0f} s and {ours.peak_gib:.2f} GiB; "
-        f"`AccuracyCalculator` {theirs.seconds:.0f} s and {theirs.peak_gib:.1f} GiB",
-    ]
-    assert [cells[0] for cells in readme_table("## What it costs").values()] == expected

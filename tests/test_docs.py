@@ -1,0 +1,92 @@
+"""README and docs: what they show runs, what they say is what the records say, and they stay short."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bonlib import BagOfNegatives
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+import tables  # noqa: E402
+
+README = (ROOT / "README.md").read_text()
+LABELS = np.repeat(np.arange(60), 8)
+EMBEDDINGS = torch.randn(480, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_readme_is_short():
+    words = re.sub(r"```.*?```|\|.*", "", README, flags=re.DOTALL).split()  # beside code and tables
+    assert len(words) <= 900
+
+
+def test_every_number_of_a_table_in_the_readme_comes_from_the_records():
+    assert tables.filled(README) == README, "python docs/tables.py writes it anew"
+    assert tables.leads() in README
+    assert tables.one_batch() in README
+
+
+def test_the_diff_in_the_readme_is_cut_from_the_plain_loop():
+    (diff,) = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
+    lines = iter((ROOT / "examples" / "plain_loop.py").read_text().splitlines())
+    for line in diff.splitlines():
+        if line and not line.startswith("-"):
+            assert line[1:] in lines, line  # in this order
+    plain = [line[1:] for line in diff.splitlines() if line and not line.startswith("+")]
+    assert plain[0] == "for indices in batches:"  # what is left without BoN is a loop
+    compile("\n".join(plain), "the loop without BoN", "exec")
+
+
+def test_the_plain_loop_fits_on_a_page_and_runs():
+    file = ROOT / "examples" / "plain_loop.py"
+    assert len(file.read_text().splitlines()) <= 60
+    assert [line for line in file.read_text().splitlines() if "bonlib" in line and "import" in line] == [
+        "from bonlib import BagOfNegatives"
+    ]
+    done = subprocess.run([sys.executable, str(file), "3"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 0 < float(done.stdout.split()[-1]) <= 1
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+def test_a_hash_and_a_miner_of_ones_own_work_as_the_page_shows_them():
+    scope: dict = {}
+    for code in blocks("write_your_own.md"):
+        (body,) = re.findall(r"^class .*", code, re.DOTALL | re.MULTILINE)
+        assert len([line for line in body.splitlines() if line.strip()]) <= 15
+        exec(code, scope)
+    bag = BagOfNegatives(LABELS, 64, batch_size=64, hasher=scope["Differences"](64, bits=5))
+    miner = scope["NearMeans"](LABELS, 64, batch_size=64)
+    for sampler in (bag, miner):
+        for indices in sampler:
+            assert (np.unique(LABELS[indices], return_counts=True)[1] == 4).all()
+            sampler.update(indices, EMBEDDINGS[indices])
+        again = type(sampler)(LABELS, 64, batch_size=64) if sampler is miner else BagOfNegatives(
+            LABELS, 64, batch_size=64, hasher=scope["Differences"](64, bits=5)
+        )  # fmt: skip
+        again.load_state_dict(sampler.state_dict())
+        assert list(again) == list(sampler)
+    assert bag.stats()["entropy_bits"] > 3
+
+
+def test_links_of_readme_and_docs_lead_somewhere():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            if target.startswith("notebooks/") and page.parent.name == "docs":
+                target = f"../{target}"  # copied there as the docs are built
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize(
+    "name", [page.stem for page in (ROOT / "docs").glob("*.md") if page.stem not in ("index", "changelog")]
+)
+def test_every_page_is_in_the_index(name):
+    assert f"\n{name}\n" in (ROOT / "docs" / "index.md").read_text()
