@@ -32,6 +32,10 @@ def batch_costs(batches: "pd.DataFrame", samplers: "pd.DataFrame") -> Figure:
             rows["samples"], rows["milliseconds"], FORM_DASHES[str(form)], marker="o", color=MINER_COLOURS["bag"],
             markersize=4, label=f"BoN {form}s",
         )  # fmt: skip
+        left.plot(
+            rows["samples"], rows["cold"], FORM_DASHES[str(form)], marker="o", color=MINER_COLOURS["bag"], markersize=4,
+            alpha=0.4, label=f"BoN {form}s, cold caches",
+        )  # fmt: skip
     left.axhline(1, color=MUTED, linewidth=1)
     left.text(batches["samples"].min(), 1.1, "1 ms", color=INK, fontsize=8)
     left.set(xscale="log", yscale="log", xlabel="samples", ylabel="milliseconds a batch of 128")
