@@ -16,10 +16,17 @@ import torch.multiprocessing as mp
 from bonlib import BagOfNegatives
 from bonlib.core.distributed import LostRank, RankMiner, share_of
 from bonlib.datasets.images import ImageSet
+from bonlib.study import experiment
+from bonlib.study.experiment import make_config
 from bonlib.training.encoders import make_encoder
 from bonlib.training.loop import fit
 from bonlib.training.losses import make_loss
 
+SMALL = {
+    "batch_size": 32,
+    "test": False,
+    "dataset_options": {"draws": 1, "characters": list(range(65, 400))},
+}
 LABELS = np.random.default_rng(0).integers(0, 60, 900)
 
 
@@ -86,6 +93,24 @@ def test_all_processes_hold_the_table_that_one_would(tmp_path, size, form, steps
         assert sorted(i for _, seen in results for i in seen[step]) == sorted(batch)
 
 
+def late_worker(rank, size, folder):
+    miner = RankMiner(make_bag())
+    join(rank, size, folder)  # after the miner was made
+    result, seen = train_a_bag(miner, 20)
+    (folder / f"{rank}.json").write_text(json.dumps([result, seen, miner.batch_size]))
+    dist.destroy_process_group()
+
+
+def test_processes_that_join_later_share_the_batch(tmp_path):
+    spawn(late_worker, 2, tmp_path)
+    alone, batches = train_a_bag(make_bag(), 20)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [digest for digest, _, _ in found] == [alone, alone]
+    assert sum(size for _, _, size in found) == 48
+    for whole, *parts in zip(batches, found[0][1], found[1][1], strict=True):
+        assert sorted([*parts[0], *parts[1]]) == sorted(whole)
+
+
 @pytest.mark.parametrize("form", ["set", "triplet", "pair"])
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_shares_are_whole_classes_and_tuples(form, size):
@@ -138,6 +163,7 @@ def dying_worker(rank, size, folder):
             bag.update(indices, embeddings_of(np.asarray(indices), step))
     except LostRank as error:
         (folder / "error.txt").write_text(str(error))
+        os._exit(0)  # gloo's threads of a group that lost a rank may abort a usual exit
 
 
 def test_a_rank_that_dies_ends_the_others_with_an_error(tmp_path):
@@ -173,16 +199,41 @@ def test_training_keeps_weights_tables_and_measures_equal(tmp_path):
     assert digest(alone.state_dict()) == first[1]
 
 
+def stopped_worker(rank, size, folder, stop):
+    join(rank, size, folder)
+    experiment.CHECKPOINT_EVERY = 2
+    config = make_config(SMALL | {"steps": 4})
+    # Only rank 0 has a checkpoint where it looks, as on machines with a disk each.
+    checkpoint = folder / str(rank) / "run.pt"
+    if stop:
+        run = iter(experiment.Experiment(config, checkpoint))
+        for _ in range(2):
+            next(run)
+        run.close()
+        assert checkpoint.exists() == (rank == 0)
+    resumed = experiment.Experiment(config, checkpoint)
+    steps = len(list(resumed))
+    (folder / f"{rank}.json").write_text(json.dumps([steps, digest(resumed.encoder.state_dict())]))
+    dist.destroy_process_group()
+
+
+def test_processes_go_on_from_the_checkpoint_of_the_first(folders):
+    results = []
+    for stop in (False, True):
+        folder = folders / str(stop)
+        for rank in range(2):
+            (folder / str(rank)).mkdir(parents=True)
+        spawn(stopped_worker, 2, folder, stop)
+        results.append([json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)])
+    straight, resumed = results
+    assert [steps for steps, _ in resumed] == [2, 2]
+    assert [weights for _, weights in resumed] == [weights for _, weights in straight]
+
+
 def test_torchrun_trains_and_writes_one_record(folders):
-    settings = {
-        "steps": 2,
-        "batch_size": 32,
-        "test": False,
-        "dataset_options": {"draws": 1, "characters": list(range(65, 400))},
-    }
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517", "-m"]
     subprocess.run(
-        [*command, "bonlib.study.experiment", json.dumps(settings), "two"],
+        [*command, "bonlib.study.experiment", json.dumps(SMALL | {"steps": 2}), "two"],
         check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200,
     )  # fmt: skip
     (record,) = (folders / "results" / "two").glob("*.json")

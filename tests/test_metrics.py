@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bonlib.training.metrics import query_gallery_metrics, retrieval_metrics
+from bonlib.datasets.images import ImageSet
+from bonlib.training.metrics import evaluate, query_gallery_metrics, retrieval_metrics
 
 
 def of_one_order(hits: list[bool], relevant: int) -> dict[str, Fraction]:
@@ -180,3 +181,13 @@ def test_empty_parts_are_named():
         query_gallery_metrics(*some, *none)
     with pytest.raises(ValueError, match="ks is 0; give at least 1"):
         retrieval_metrics(*some, ks=(0,))
+
+
+def test_queries_need_no_cameras_and_an_empty_set_is_named():
+    images, labels = torch.arange(5, dtype=torch.uint8).reshape(5, 1, 1, 1), torch.tensor([0, 1, 0, 1, 1])
+    query = {"query": np.array([True, True, False, False, False])}
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 1, bias=False))
+    found = evaluate(encoder, ImageSet(images, labels, ["a", "b"], query), ks=(1,))
+    assert found["recall@1"] == 0.5  # of 0 the nearest is 2, its own; of 1 it is 2, another's
+    with pytest.raises(ValueError, match="no samples to embed; give at least one"):
+        evaluate(encoder, torch.utils.data.TensorDataset(images[:0], labels[:0]))

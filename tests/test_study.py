@@ -144,3 +144,15 @@ def test_hangul_runs_take_the_trials_that_did_best_on_its_validation_classes():
         for config in configs:
             chosen = {name: getattr(config, name) for name in best[config.miner] if name != "name"}
             assert chosen == {k: v for k, v in best[config.miner].items() if k != "name"}
+
+
+def test_another_data_set_runs_only_the_sweep_that_a_page_reads(folders, monkeypatch):
+    planned = []
+    monkeypatch.setattr(sweeps, "run_tasks", lambda configs, sweep, **_: planned.append(sweep) or [])
+    monkeypatch.setattr(sweeps, "content_key", lambda *_: {})
+    monkeypatch.setattr(sweeps, "load_dataset", lambda *_, **__: None)
+    assert sweeps.main(["--preset", "full", "--dataset", "omniglot", "--no-notebooks"]) == 0
+    assert planned == ["main_omniglot"]
+    planned.clear()
+    assert sweeps.main(["--preset", "full", "--no-notebooks"]) == 0
+    assert planned == list(sweeps.PRESETS["full"])
