@@ -44,7 +44,7 @@ test: $(VENV)/.ready
 	$(MAKE) --no-print-directory docs
 	$(RUN) pytest -q -rs -n $(JOBS) -m "browser and not slow" tests/test_browser.py
 
-browser: $(VENV)/.ready
+browser: docs
 	$(RUN) pytest -q -m browser tests/test_browser.py
 
 lab: $(VENV)/.ready
