@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bonlib.core.checks import check_embeddings, check_indices
-from bonlib.core.layout import FORMS, Ids
+from bonlib.core.layout import FORMS, Ids, tuple_positions
 from bonlib.core.miner import Miner
 
 
@@ -66,8 +66,7 @@ class RankMiner:
     @property
     def index_tuple(self) -> tuple[Tensor, ...] | None:
         """As :attr:`~bonlib.core.miner.Miner.index_tuple`, of this share."""
-        blocks = FORMS[self.form]
-        return tuple(torch.arange(self.batch_size).chunk(blocks)) if blocks else None
+        return tuple_positions(self.form, self.batch_size)
 
     @property
     def due(self) -> bool:

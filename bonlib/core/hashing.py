@@ -15,6 +15,7 @@ from bonlib.core.table import MAX_BITS
 _REMEMBERED = 5  # batches whose usual length is remembered; the lower median of them is trusted
 _DRIFT = 2.0  # factor by which the usual length leaves the scale before the scale follows
 _FAR, _TINY = 4.0, 1e-3  # times the scale: nothing is learned from rows that are longer, or shorter
+_EXACT = 126  # within so many powers of two float32 divides by the scale as exactly as float64
 _SLOWEST = 0.01  # weight of a batch in the running mean, once there were a hundred
 
 
@@ -108,7 +109,7 @@ class Hash(ABC):
     def _learn_from(self, embeddings: Tensor) -> float:
         """Learn from checked embeddings; see :meth:`partial_fit`, which puts everything back where this raises."""
         rows, usual = self._scaled(embeddings, measure=True)
-        if not usual.all():
+        if usual is not None:
             rows = rows[usual]
         if len(rows) == 0:
             return math.nan
@@ -183,20 +184,24 @@ class Hash(ABC):
             if not alike or (name == "encoder" and saved.shape != own.shape) or not torch.isfinite(saved).all():
                 raise ValueError(f"state is damaged: its {name} is not that of this hash, or not finite; begin anew.")
 
-    def _scaled(self, embeddings: Tensor, *, measure: bool = False) -> tuple[Tensor, Tensor]:
+    def _scaled(self, embeddings: Tensor, *, measure: bool = False) -> tuple[Tensor, Tensor | None]:
         """Rows divided by the scale ``(batch, dim)``, far ones to length one; and which are of usual size ``(batch,)``.
 
-        With ``measure`` the scale follows the usual length of an embedding first.
+        The second is ``None`` where all are. With ``measure`` the scale follows the usual length of an embedding first.
         """
         lengths = torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float64)  # (batch,) no square overflows
+        shortest, middle, longest = torch.stack([lengths.min(), lengths.median(), lengths.max()]).tolist()
         if measure:
-            self._lengths = [*self._lengths[1 - _REMEMBERED :], float(lengths.median())]
+            self._lengths = [*self._lengths[1 - _REMEMBERED :], middle]
             usual = statistics.median_low(self._lengths)
             if usual > 0 and not 1 / _DRIFT <= usual / self._scale <= _DRIFT:
                 self._scale = 2.0 ** round(math.log2(usual))
-        far = lengths > _FAR * self._scale
+        least, most = _TINY * self._scale, _FAR * self._scale
+        if longest <= most and abs(math.log2(self._scale)) <= _EXACT:
+            return embeddings / self._scale, None if shortest >= least else lengths >= least
+        far = lengths > most
         factors = torch.where(far, 1 / lengths, 1 / self._scale)  # float64: the scale may be tiny
-        return (embeddings * factors[:, None]).float(), ~far & (lengths >= _TINY * self._scale)
+        return (embeddings * factors[:, None]).float(), ~far & (lengths >= least)
 
     def _follow(self, device: torch.device) -> None:
         """Move all tensors to ``device``, where they are not there already."""

@@ -3,6 +3,7 @@
 from typing import Any, Literal, TypedDict
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -21,6 +22,12 @@ class Layout(TypedDict, total=False):
     per_class: int
     steps: int | None
     seed: int
+
+
+def tuple_positions(form: str, batch_size: int) -> tuple[Tensor, ...] | None:
+    """Positions in a batch that make tuples, see :attr:`~bonlib.core.miner.Miner.index_tuple`."""
+    blocks = FORMS[form]
+    return tuple(torch.arange(batch_size).chunk(blocks)) if blocks else None
 
 
 def checked_labels(labels: ArrayLike | Tensor) -> tuple[NDArray[Any], NDArray[np.int32]]:

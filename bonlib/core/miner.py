@@ -32,7 +32,7 @@ from bonlib.core.kernels import (
     random_seeds,
     with_classmates,
 )
-from bonlib.core.layout import FORMS, Form, Ids, check_layout, checked_labels
+from bonlib.core.layout import FORMS, Form, Ids, check_layout, checked_labels, tuple_positions
 
 
 class Miner(ABC):
@@ -115,8 +115,7 @@ class Miner(ABC):
         ``None`` for sets (the loss mines inside the batch), ``(anchor, positive, negative)`` for triplets,
         ``(anchor, positive, anchor, negative)`` for pairs: constant, because the layout is fixed.
         """
-        blocks = FORMS[self.form]
-        return tuple(torch.arange(self.batch_size).chunk(blocks)) if blocks else None
+        return tuple_positions(self.form, self.batch_size)
 
     def __len__(self) -> int:
         """Batches that one iteration yields."""

@@ -73,9 +73,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         OSError: if the place cannot be written; the message names the cure, an older file stays as it was.
     """
     path = Path(os.path.realpath(path))  # a link stays one, what it points to is written
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "a device or pipe"
-        raise FileExistsError(errno.EEXIST, f"{kind} has this name; give another", str(path))
+    _check_file(path)
     ours = f".{path.stem}.bonlib-"
     temporary = path.with_name(f"{ours}{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
@@ -99,14 +97,20 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _check_file(path: Path) -> None:
+    """Refuse a place that something else than a file has."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or pipe"
+        raise FileExistsError(errno.EEXIST, f"{kind} has this name; give another", str(path))
+
+
 def check_writable(path: Path) -> None:
     """Find out now, not after hours, whether a file can be written; nothing is left behind.
 
     Raises:
         OSError: if it cannot; the message names the cure.
     """
-    if path.exists() and not path.is_file():
-        write_atomically(path, lambda temporary: temporary.touch())  # which refuses it
+    _check_file(path)
     probe = path.with_name(f".{path.stem}.bonlib-{secrets.token_hex(8)}{path.suffix}")
     try:
         write_atomically(probe, lambda temporary: temporary.touch())

@@ -50,8 +50,6 @@ def load_dataset(name: str, split: str, **options: Any) -> ImageSet:
         ModuleNotFoundError: if a package is missing; the message says how to install it.
         FileNotFoundError: if the files or fonts are not there; the message says how to get them.
     """
-    if name not in _DATASETS:
-        raise ValueError(f"name is {name!r}; allowed are {', '.join(map(repr, _DATASETS))}.")
     takes = options_of(name)
     if unknown := sorted(set(options) - takes):
         raise ValueError(f"dataset {name!r} has no option {', '.join(unknown)}; it has {', '.join(sorted(takes))}.")
@@ -65,13 +63,17 @@ def options_of(name: str) -> set[str]:
     Raises:
         ValueError: if there is no such data set.
     """
-    if name not in _DATASETS:
-        raise ValueError(f"name is {name!r}; allowed are {', '.join(map(repr, _DATASETS))}.")
+    _check_name(name)
     loader = _DATASETS[name]
     in_files = name in BENCHMARKS or name == "combined-persons"
     own = inspect.signature(loader.func if isinstance(loader, partial) else loader).parameters
     names = {*own, *(inspect.signature(image_set).parameters if in_files else ())}
     return names - {"self", "name", "table", "split", "source", "options"}
+
+
+def _check_name(name: str) -> None:
+    if name not in _DATASETS:
+        raise ValueError(f"name is {name!r}; allowed are {', '.join(map(repr, _DATASETS))}.")
 
 
 def content_key(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,8 +89,7 @@ def content_key(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         FileNotFoundError: if the files are not there.
         ValueError: if an option is not known.
     """
-    if name not in _DATASETS:
-        raise ValueError(f"name is {name!r}; allowed are {', '.join(map(repr, _DATASETS))}.")
+    _check_name(name)
     key = dict(options)
     if key.get("fonts") is not None:
         key["fonts"] = [file_digest(str(Path(font).expanduser())) for font in key["fonts"]]

@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from bonlib.datasets.transforms import fit_size
 _NAMED_ONLY = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow knows by name and does not decode
 _SYSTEM = {"thumbs.db", "desktop.ini", "icon\r"}  # files that Windows and macOS put into folders
 _SIXTEEN_BITS = ("PNG", "PPM")  # formats of at most 16 bits that Pillow may give as mode I
+_TICK = 10**9  # ns after a change within which another one may bear the same time
 _PARTS, _PART = 32, 4096  # of a file that is larger than all of them together: how many, bytes of each
 
 
@@ -66,7 +68,18 @@ def why_no_image(path: Path) -> str | None:
 
 
 def file_digest(path: str) -> str:
-    """Size and content of a file as a short text, wherever it lies; of a large one, parts spread over all of it."""
+    """Size and content of a file as a short text, wherever it lies; of a large one, parts spread over all of it.
+
+    A process reads a file once, and again where the system tells that it has changed.
+    """
+    stat = os.stat(path)
+    stamp = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    settled = time.time_ns() - stat.st_ctime_ns > _TICK
+    return (_digest if settled else _digest.__wrapped__)(path, *stamp)
+
+
+@lru_cache(maxsize=2**20)
+def _digest(path: str, *stamp: int) -> str:
     with Path(path).open("rb") as opened:
         size = opened.seek(0, os.SEEK_END)
         digest = hashlib.sha256()

@@ -53,7 +53,7 @@ def make_table(rows: Iterable[Row]) -> "pd.DataFrame":
 def table_fingerprint(table: "pd.DataFrame") -> str:
     """Sixteen hexadecimal digits that stand for a table and the content of its files, wherever these lie."""
     rows = table[["identity", "part", "camera", "path"]].itertuples(index=False)
-    lines = sorted(f"{identity}\t{part}\t{camera}\t{_tail(path)}" for identity, part, camera, path in rows)
+    lines = sorted(f"{identity}\t{part}\t{camera}\t{_content(path)}" for identity, part, camera, path in rows)
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
@@ -280,7 +280,7 @@ def _read_again(files: ImageFiles, lines: list[str], images: NDArray[np.uint8] |
     return found if found != lines else []
 
 
-def _tail(path: str) -> str:
+def _content(path: str) -> str:
     _stat(path)
     return file_digest(path)
 

@@ -260,7 +260,7 @@ def main(settings: str, sweep: str) -> None:
         settings: a :class:`Config` as JSON.
         sweep: folder of the record.
     """
-    config = make_config(json.loads(settings))
+    given = config = make_config(json.loads(settings))
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if processes > 1:
         on_gpu = config.device.startswith("cuda")
@@ -269,7 +269,7 @@ def main(settings: str, sweep: str) -> None:
             config = replace(config, device=f"cuda:{os.environ['LOCAL_RANK']}")
             torch.cuda.set_device(config.device)
     # The key is of the settings as they were given: ranks differ in the device.
-    experiment = Experiment(config, checkpoint_path(make_config(json.loads(settings)), sweep))
+    experiment = Experiment(config, checkpoint_path(given, sweep))
     for _ in experiment:
         pass
     if rank() == 0:

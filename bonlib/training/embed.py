@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from bonlib.core.checks import check_device, embeddings_of
+from bonlib.training.encoders import evaluating
 
 
 @torch.inference_mode()
@@ -49,13 +50,8 @@ def embed(
     else:
         chosen = dataset if indices is None else Subset(dataset, np.asarray(indices).tolist())
         batches = DataLoader(chosen, batch_size, num_workers=workers)
-    modes = [(module, module.training) for module in encoder.modules()]  # some layers may be frozen
-    encoder.eval()
-    try:
+    with evaluating(encoder):
         pairs = [(_wide(embeddings_of(encoder(images.to(device)))).cpu(), labels) for images, labels in batches]
-    finally:
-        for module, training in modes:
-            module.training = training
     embeddings, labels = zip(*pairs, strict=True)
     return torch.cat(embeddings), torch.cat(labels).cpu()
 

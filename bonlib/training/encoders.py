@@ -1,5 +1,7 @@
 """Encoders by name: a small convolutional net for the study, and torchvision's backbones; saving and loading them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +146,22 @@ def check_takes(encoder: nn.Module, image: Tensor, name: str) -> None:
     Raises:
         ValueError: if it does not.
     """
-    modes = [(module, module.training) for module in encoder.modules()]
     try:
-        with torch.no_grad():
-            embeddings_of(encoder.eval()(image[None]))
+        with torch.no_grad(), evaluating(encoder):
+            embeddings_of(encoder(image[None]))
     except Exception as error:  # each layer has its own way to fail
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         shape = "×".join(map(str, image.shape))
         raise ValueError(f"encoder {name!r} does not take images of {shape} ({reason}); give another size.") from error
+
+
+@contextmanager
+def evaluating(encoder: nn.Module) -> Iterator[None]:
+    """Put an encoder into evaluation mode; each layer gets its own mode back, for some may be frozen."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        yield
     finally:
         for module, training in modes:
             module.training = training
