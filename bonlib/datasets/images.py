@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from bonlib.datasets.files import ImageFiles, file_digest
+from bonlib.datasets.labelled import LabelledSet
 
 
 @dataclass
-class ImageSet(Dataset[tuple[Tensor, int]]):
+class ImageSet(LabelledSet):
     """Labelled images, which a loop asks for by batches of indices.
 
     It is a map-style dataset too, for ``DataLoader(dataset, batch_sampler=miner, num_workers=…)``.
@@ -42,11 +42,6 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     ks: tuple[int, ...] = (1, 2, 4, 8)
 
     @property
-    def num_classes(self) -> int:
-        """Number of identities."""
-        return len(self.class_names)
-
-    @property
     def channels(self) -> int:
         """1 for grey images, 3 for colour."""
         return self.images.shape[1]
@@ -61,10 +56,6 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         else:
             digest.update("\n".join(map(file_digest, self.images.paths)).encode())
         return digest.hexdigest()[:16]
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Image ``(channels, height, width)`` float32 as the encoder gets it, and its label."""
@@ -83,53 +74,16 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """The same set with its images on a device, so that batches need not be copied there; files stay files."""
         if not isinstance(self.images, Tensor):
             return self
-        moved = self.images.to(device)
-        return ImageSet(moved, self.labels, self.class_names, self.attributes, self.transform, self.source, self.ks)
+        return self.changed(images=self.images.to(device))
 
     def pixels(self, indices: ArrayLike) -> NDArray[np.uint8]:
         """Images as they are before the transform, to look at: ``(batch, channels, height, width)`` uint8."""
         return self.images[torch.as_tensor(indices)].cpu().numpy()
 
-    def subset(self, kept: ArrayLike) -> "ImageSet":
-        """The samples at these indices, in that order; the classes that are left are numbered anew."""
-        chosen = torch.as_tensor(kept, dtype=torch.int64)
-        classes, labels = self.labels[chosen].unique(return_inverse=True)
+    def samples_at(self, chosen: Tensor) -> dict[str, Any]:
+        """The images at these indices."""
         images = self.images
-        return ImageSet(
-            images[chosen] if isinstance(images, Tensor) else images.take(chosen.tolist()),
-            labels,
-            [self.class_names[i] for i in classes.tolist()],
-            {name: values[chosen.numpy()] for name, values in self.attributes.items()},
-            self.transform,
-            self.source,
-            self.ks,
-        )
-
-    def with_identities(self, count: int, *, seed: int = 0) -> "ImageSet":
-        """Only the images of ``count`` identities, drawn with ``seed``; the labels are numbered anew.
-
-        Raises:
-            ValueError: if there are not so many identities.
-        """
-        if not 2 <= count <= self.num_classes:
-            raise ValueError(f"count is {count}; allowed are 2 to {self.num_classes}, the identities of this set.")
-        chosen = np.sort(np.random.default_rng(seed).permutation(self.num_classes)[:count])
-        return self.subset(np.flatnonzero(np.isin(self.labels.numpy(), chosen)))
-
-    def with_label_noise(self, share: float, *, seed: int = 0) -> "ImageSet":
-        """The same images, of which a ``share`` drawn with ``seed`` bears the label of another identity.
-
-        Raises:
-            ValueError: if the share is not in 0 to 1.
-        """
-        if not 0 <= share <= 1:
-            raise ValueError(f"share is {share}; allowed are 0 to 1.")
-        rng = np.random.default_rng(seed)
-        wrong = torch.from_numpy(rng.permutation(len(self))[: round(share * len(self))])
-        labels = self.labels.clone()
-        shifts = torch.from_numpy(rng.integers(1, self.num_classes, len(wrong)))  # never by nothing
-        labels[wrong] = (labels[wrong] + shifts) % self.num_classes
-        return ImageSet(self.images, labels, self.class_names, self.attributes, self.transform, self.source, self.ks)
+        return {"images": images[chosen] if isinstance(images, Tensor) else images.take(chosen.tolist())}
 
     def of_class(self, name: str) -> NDArray[np.uint8]:
         """All images of the class of that name, ``(images, channels, height, width)`` uint8.
@@ -137,9 +91,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         Raises:
             ValueError: if there is no such class here; it may be in another split.
         """
-        if name not in self.class_names:
-            raise ValueError(f"name is {name!r}, which is no class of this split; class_names lists them.")
-        return self.pixels(torch.nonzero(self.labels == list(self.class_names).index(name)).flatten())
+        return self.pixels(self.ids_of_class(name))
 
     def __repr__(self) -> str:
         """Sizes in one line."""

@@ -1,4 +1,4 @@
-"""The user's own images: a folder of identities, or a table of paths."""
+"""The user's own images and strings: a folder of identities, or a table of paths or of names."""
 # pandas is typed more loosely than it behaves:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
@@ -11,9 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from bonlib.core.checks import whole_number
+from bonlib.core.paths import data_dir
 from bonlib.datasets.files import why_no_image
-from bonlib.datasets.tables import JUNK, UNKNOWN_CAMERA, Row, check_rows, make_table
+from bonlib.datasets.splits import Split, check_split, seed_of_split
+from bonlib.datasets.strings import TextSet
+from bonlib.datasets.tables import JUNK, UNKNOWN_CAMERA, LeftOut, Row, check_parts, check_rows, make_table, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,6 +131,79 @@ def image_table(root: Path, seed: int) -> "pd.DataFrame":
     junk = sum(identity == JUNK for _, identity, _, _ in rows)
     table.attrs["left out"] = {"junk, identity -1": junk} if junk else {}
     return table
+
+
+def string_table(
+    split: Split = "train",
+    *,
+    root: str | Path | None = None,
+    column: str,
+    identity: str = "identity",
+    drop: float = 0.0,
+    typos: float = 0.0,
+    seed: int = 0,
+    split_seed: int | None = None,
+) -> TextSet:
+    """A CSV or parquet file with a column of strings and one of identities, and perhaps one called split.
+
+    What users have who link records: customers, products or companies by their names. Files as in
+    :func:`image_table`. A string that two identities share belongs to neither, for it would be a false negative; one
+    that an identity has twice counts once. Both are counted in a warning.
+
+    Args:
+        split: ``"train"``, ``"validation"``, ``"test"`` or ``"all"``; without a column split the identities are split
+            50, 10, 40 %.
+        root: the file.
+        column: of the strings.
+        identity: column of the identities.
+        drop: share of n-grams left out of training strings, see :class:`~bonlib.datasets.strings.TextSet`.
+        typos: share of characters changed in training strings, see there.
+        seed: of the split.
+        split_seed: of the split alone; by default ``seed``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a column is missing, a value is empty, or nothing is left.
+    """
+    import pandas as pd
+
+    check_split(split)
+    file = Path(data_dir() / "table.csv" if root is None else root).expanduser()
+    given = _read_table(file)
+    if missing := {column, identity} - set(given.columns):
+        raise ValueError(f"{file} has the columns {list(given.columns)}; missing: {', '.join(sorted(missing))}.")
+    table = pd.DataFrame({"string": _texts(given, column, file), "identity": _texts(given, identity, file)})
+    table["part"] = _texts(given, "split", file) if "split" in given else ""
+    for name, label in (("string", column), ("identity", identity)):
+        if (empty := table[name] == "").any():
+            raise ValueError(f"{file} has no {label} in data row {int(empty.argmax()) + 1}; fill it, or leave it out.")
+    if (table["part"] == "").any() and (table["part"] != "").any():
+        raise ValueError(f"{file} has a split in some rows and none in others; fill the column or leave it out.")
+    check_parts(table)
+    total = len(table)
+    table = table.drop_duplicates(["string", "identity"])
+    repeated = total - len(table)
+    shared = table["string"].duplicated(keep=False)
+    if left_out := {k: v for k, v in (("repeated", repeated), ("of two identities", int(shared.sum()))) if v}:
+        told = ", ".join(f"{count} ({reason})" for reason, count in left_out.items())
+        warnings.warn(f"Left out of {total} strings: {told}", LeftOut, stacklevel=3)
+    table = table[~shared].sort_values(["identity", "string"], kind="stable")
+    sides = table.groupby("identity")["part"].nunique()
+    if len(split_over := sides[sides > 1]):
+        raise ValueError(
+            f"{file} has the identity {split_over.index[0]!r} in several splits; identities of training, validation "
+            "and test must differ."
+        )
+    rows = table[rows_of(table, split, 0.1, seed_of_split(seed, split_seed))]
+    if rows.empty:
+        raise ValueError(f"The split {split!r} has no strings; look at the table.")
+    names, labels = np.unique(rows["identity"].to_numpy(dtype=str), return_inverse=True)
+    training = split == "train"
+    return TextSet(
+        rows["string"].tolist(), torch.from_numpy(labels), names.tolist(),
+        drop=drop if training else 0.0, typos=typos if training else 0.0,
+        source={"table": file.name, "column": column, "left out": left_out},
+    )  # fmt: skip
 
 
 def _read_table(root: Path) -> "pd.DataFrame":

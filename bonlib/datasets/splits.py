@@ -5,6 +5,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bonlib.core.checks import whole_number
+
 Split = Literal["train", "validation", "test", "all"]
 SPLITS: dict[str, float] = {"train": 0.5, "validation": 0.1, "test": 0.4}  # shares of the identities
 
@@ -17,6 +19,11 @@ def check_split(split: str) -> None:
     """
     if split not in (*SPLITS, "all"):
         raise ValueError(f"split is {split!r}; allowed are {', '.join(map(repr, (*SPLITS, 'all')))}.")
+
+
+def seed_of_split(seed: int, split_seed: int | None) -> int:
+    """The seed that decides which identities are for training: one of its own, or that of all else."""
+    return whole_number("seed", seed, 0) if split_seed is None else whole_number("split_seed", split_seed, 0)
 
 
 def split_identities(count: int, seed: int) -> dict[str, NDArray[np.int64]]:

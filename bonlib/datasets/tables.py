@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bonlib.core.checks import real_number, whole_number
+from bonlib.core.checks import real_number
 from bonlib.datasets.cache import cache_file, cached_arrays, write_cache
 from bonlib.datasets.files import BrokenImage, ImageFiles, decoder_settings, file_digest
 from bonlib.datasets.images import ImageSet
-from bonlib.datasets.splits import SPLITS, Split, check_split, split_identities
+from bonlib.datasets.splits import SPLITS, Split, check_split, seed_of_split, split_identities
 from bonlib.datasets.transforms import Augmentation, Statistics, make_transform
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def image_set(
     statistics: Statistics | None = None,
     validation: float | None = None,
     seed: int = 0,
+    split_seed: int | None = None,
     in_memory: bool | None = None,
     on_error: OnError = "raise",
     source: dict[str, Any] | None = None,
@@ -87,6 +88,7 @@ def image_set(
             and none for validation; a tenth by default. With 0 all are trained on, as published results do, and there
             is no validation split.
         seed: seed of the splits.
+        split_seed: of the splits alone, where the reader of the table has drawn with ``seed`` too; by default it.
         in_memory: decode once into a uint8 cache; by default where that takes less than 2 GiB.
         on_error: ``"skip"`` leaves out images that cannot be read, with a warning that counts them.
         source: where the images are from.
@@ -114,9 +116,8 @@ def image_set(
             f"validation is {validation}, but identities without a split are split 50, 10 and 40 %; leave it out, or "
             "give a table with a column split."
         )
-    seed = whole_number("seed", seed, 0)
-    _check_parts(table)
-    rows = table[_rows_of(table, split, share, seed)]
+    check_parts(table)
+    rows = table[rows_of(table, split, share, seed_of_split(seed, split_seed))]
     if rows.empty:
         cure = "give validation above 0" if split == "validation" else "look at the table or folder"
         raise ValueError(f"The split {split!r} has no images; {cure}.")
@@ -153,7 +154,7 @@ def image_set(
     return everything.subset([i for i, line in enumerate(lines) if not line]) if broken else everything
 
 
-def _check_parts(table: "pd.DataFrame") -> None:
+def check_parts(table: "pd.DataFrame") -> None:
     """Refuse parts that no protocol has.
 
     Raises:
@@ -219,7 +220,7 @@ def _side(part: str) -> str:
     return "test" if part in ("query", "gallery") else part
 
 
-def _rows_of(table: "pd.DataFrame", split: Split, validation: float, seed: int) -> NDArray[np.bool_]:
+def rows_of(table: "pd.DataFrame", split: Split, validation: float, seed: int) -> NDArray[np.bool_]:
     """Which rows belong to a split, ``(rows,)``."""
     identity = table["identity"].to_numpy(dtype=str)
     part = np.array(table["part"], dtype=object)  # not of fixed width: longer names will be put in

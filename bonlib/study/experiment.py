@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,8 @@ from bonlib.core.checks import check_device, known_options, real_number, whole_n
 from bonlib.core.distributed import rank
 from bonlib.core.hashes import make_hasher
 from bonlib.core.layout import Form
-from bonlib.datasets import content_key, load_dataset
+from bonlib.datasets import content_key, holds_text, load_dataset
+from bonlib.datasets.labelled import LabelledSet
 from bonlib.miners import make_miner
 from bonlib.study.analysis import bag_of, bag_quality
 from bonlib.study.records import config_key, provenance, save_run, sweep_dir
@@ -48,8 +49,9 @@ class Config:
     dataset: str = "glyphs"
     dataset_options: dict[str, Any] = field(default_factory=dict)  # of the data set's class, such as draws
     identities: int | None = None  # train on so many, drawn with the seed; None: all
+    own_split: bool = False  # whether the seed decides too which identities are for training
     label_noise: float = 0.0  # share of the training images that bear a wrong label, drawn with the seed
-    encoder: str = "small"
+    encoder: str = ""  # empty: "small", for strings "ngrams"
     encoder_options: dict[str, Any] = field(default_factory=dict)  # of a torchvision backbone, such as weights
     dim: int = 64  # width of the embeddings
     miner: str = "bag"
@@ -68,6 +70,7 @@ class Config:
     lr: float = 1e-3
     schedule: Schedule = "constant"
     evaluate_every: int | None = None  # steps; None: ten times in all, at most every 50 steps
+    validation_queries: int | None = None  # at most, each against all of validation; None: every sample is one
     precision: Precision = "float32"
     device: str = "cpu"
     workers: int = 0  # processes that decode images, for a data set that is not in memory
@@ -79,6 +82,8 @@ class Config:
         for name in ("name", "dataset", "encoder", "miner", "form", "loss", "schedule", "precision", "device"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give text.")
+        if not self.encoder:
+            object.__setattr__(self, "encoder", usual_encoder(self.dataset, self.dataset_options))
         if not self.loss:
             object.__setattr__(self, "loss", _USUAL_LOSS.get(self.form, ""))
         for name, least in (("steps", 1), ("batch_size", 1), ("per_class", 1), ("dim", 1), ("seed", 0), ("workers", 0)):
@@ -88,10 +93,10 @@ class Config:
         for name in ("margin", "loss_lr"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, real_number(name, getattr(self, name), 0))
-        for name in ("identities", "bits"):
+        for name in ("identities", "bits", "validation_queries"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
-        for name in ("test", "measure_bags"):
+        for name in ("test", "measure_bags", "own_split"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; allowed are True and False (true and false in files)."
@@ -105,6 +110,11 @@ class Config:
             object.__setattr__(self, "evaluate_every", max(self.steps // 10, 50))
         else:
             object.__setattr__(self, "evaluate_every", whole_number("evaluate_every", self.evaluate_every, 0))
+
+
+def usual_encoder(dataset: str, options: Mapping[str, Any]) -> str:
+    """The encoder of the study for a data set."""
+    return "ngrams" if holds_text(dataset, options) else "small"
 
 
 class Experiment:
@@ -131,11 +141,9 @@ class Experiment:
         self.config, self.checkpoint = config, checkpoint
         check_device(config.device)
         self.provenance = provenance()  # of the code as it was loaded, whatever is edited while it runs
-        self.train, self.validation = (
-            load_dataset(config.dataset, split, **config.dataset_options) for split in ("train", "validation")
-        )
+        self.train, self.validation = self._split("train"), self._split("validation")
         if config.test:
-            load_dataset(config.dataset, "test", **config.dataset_options)
+            self._split("test")
         self._key = config_key(asdict(config))  # of the data as they are now
         self._content = str(content_key(config.dataset, config.dataset_options).get("content", ""))
         if config.identities is not None:
@@ -145,6 +153,10 @@ class Experiment:
         if config.device.startswith("cuda") and not config.workers:
             self.train = self.train.to(config.device)  # once, rather than batch by batch
         self._make()
+
+    def _split(self, name: str) -> LabelledSet:
+        own = {"split_seed": self.config.seed} if self.config.own_split else {}
+        return load_dataset(self.config.dataset, name, **self.config.dataset_options | own)
 
     def _make(self) -> None:
         """Encoder, miner and loss as they are before the first step."""
@@ -195,7 +207,8 @@ class Experiment:
             self.encoder, self.train, self.miner, self.loss,
             steps=self.config.steps, lr=self.config.lr, loss_lr=self.config.loss_lr, schedule=self.config.schedule,
             device=self.config.device, precision=self.config.precision, workers=self.config.workers,
-            validation=self.validation, evaluate_every=self.config.evaluate_every or 0, progress=self.progress,
+            validation=self.validation, evaluate_every=self.config.evaluate_every or 0,
+            validation_queries=self.config.validation_queries, progress=self.progress,
             checkpoint=self.checkpoint, checkpoint_every=CHECKPOINT_EVERY if self.checkpoint else 0,
         )  # fmt: skip
 
@@ -206,7 +219,7 @@ class Experiment:
             raise ValueError(f"The run is at step {done}; train to the end before it is recorded.")
         metrics, data = {}, {"identities": self.train.num_classes, "images": len(self.train)}
         if self.config.test:
-            test = load_dataset(self.config.dataset, "test", **self.config.dataset_options)
+            test = self._split("test")
             metrics = evaluate(self.encoder, test, device=self.config.device, workers=self.config.workers)
             data |= {"test_identities": test.num_classes, "test_images": len(test)}
         quality = {}

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FORMAT = 1  # of a record; older ones do not state it
+_LATER = {
+    "own_split": False,
+    "validation_queries": None,
+}  # settings that older records do not have, where they are unset
 _PACKAGES = ("bonlib", "torch", "numpy", "numba", "pytorch-metric-learning", "matplotlib", "pillow")
 
 
@@ -39,7 +43,7 @@ def config_key(config: Mapping[str, Any]) -> str:
         >>> config_key({"a": 1, "b": 2}) == config_key({"b": 2, "a": 1})
         True
     """
-    chosen = dict(config)
+    chosen = {name: value for name, value in config.items() if not (name in _LATER and value == _LATER[name])}
     if chosen.get("dataset_options"):
         chosen["dataset_options"] = content_key(chosen["dataset"], chosen["dataset_options"])
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]

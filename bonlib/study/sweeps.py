@@ -72,7 +72,7 @@ def read_sweep(file: Path) -> list[Config]:
 def on_dataset(configs: Iterable[Config], dataset: str, root: str | None = None) -> list[Config]:
     """The same runs on another data set, whose files are in ``root``; those that have become one are one."""
     source = {"root": str(Path(root).expanduser().resolve())} if root else {}
-    changed = [replace(config, dataset=dataset, dataset_options=source) for config in configs]
+    changed = [replace(config, dataset=dataset, dataset_options=source, encoder="") for config in configs]
     return list({repr(config): config for config in changed}.values())
 
 

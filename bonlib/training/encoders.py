@@ -1,4 +1,4 @@
-"""Encoders by name: a small convolutional net for the study, and torchvision's backbones; saving and loading them."""
+"""Encoders by name: a small convolutional net and one of n-grams, torchvision's backbones; saving and loading them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from bonlib.core.checks import check_device, embeddings_of, known_options, needs_extra, plain, whole_number
 from bonlib.core.paths import read_torch, write_torch
+from bonlib.datasets.strings import VOCABULARY
 
 _CHANNELS = (32, 64, 64, 128)
 _FORMAT = "bonlib encoder 1"
@@ -50,6 +51,30 @@ def small_convnet(dim: int = 64, in_channels: int = 1) -> nn.Module:
     return encoder.to(memory_format=torch.channels_last)  # a third faster on the CPU
 
 
+def ngram_net(dim: int = 64, width: int = 128) -> nn.Module:
+    """The mean of a vector for each n-gram, then two linear layers: rows of hashed n-grams to unit embeddings.
+
+    The vectors' gradients are sparse: a step costs what its n-grams cost, not the vocabulary.
+
+    Args:
+        dim: width of the embeddings.
+        width: of the vector of an n-gram.
+
+    Source: Bojanowski et al., "Enriching word vectors with subword information", 2017; the layers are ours.
+    """
+    encoder = nn.Sequential(
+        nn.EmbeddingBag(VOCABULARY, width, mode="mean", sparse=True, padding_idx=0),
+        nn.LayerNorm(width),
+        nn.Linear(width, 2 * width),
+        nn.ReLU(),
+        nn.Linear(2 * width, dim, bias=False),
+        L2Normalize(),
+    )
+    with torch.no_grad():  # as small as what Adam moves a weight by in some hundred steps
+        encoder[0].weight.mul_(0.1)  # pyright: ignore[reportOperatorIssue, reportCallIssue, reportIndexIssue]
+    return encoder
+
+
 class FrozenBatchNorm(nn.Module):
     """A backbone whose batch norm layers stay in evaluation mode, with the statistics that its weights came with.
 
@@ -87,12 +112,13 @@ def make_encoder(
     weights: str | None = None,
     freeze_batch_norm: bool = False,
 ) -> nn.Module:
-    """An encoder: images ``(batch, in_channels, height, width)`` to unit embeddings ``(batch, dim)``.
+    """An encoder: images ``(batch, in_channels, height, width)`` or n-grams ``(batch, n)`` to unit embeddings.
 
     Args:
-        name: ``"small"``, or a torchvision classification model with a last linear layer, such as ``"resnet50"``.
+        name: ``"small"`` for images, ``"ngrams"`` for strings, or a torchvision classification model with a last linear
+            layer, such as ``"resnet50"``.
         dim: width of the embeddings.
-        in_channels: channels of the images; torchvision's models take 3.
+        in_channels: channels of the images; torchvision's models take 3, strings have 1.
         seed: seed of the initial weights; the global generator is left as it was.
         weights: of a torchvision model, such as ``"DEFAULT"`` or ``"IMAGENET1K_V2"``; torchvision fetches them on first
             use. They expect images with ImageNet's statistics: ``load_dataset(…, statistics="imagenet")``.
@@ -108,18 +134,18 @@ def make_encoder(
     dim, in_channels = whole_number("dim", dim, 1), whole_number("in_channels", in_channels, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name != "small":
+        if name not in ("small", "ngrams"):
             return _backbone(name, dim, in_channels, weights, freeze_batch_norm)
         if weights is not None or freeze_batch_norm:
-            raise ValueError(f"weights is {weights!r} and freeze_batch_norm {freeze_batch_norm}; 'small' has neither.")
-        return small_convnet(dim, in_channels)
+            raise ValueError(f"weights is {weights!r} and freeze_batch_norm {freeze_batch_norm}; {name!r} has neither.")
+        return small_convnet(dim, in_channels) if name == "small" else ngram_net(dim)
 
 
 def _backbone(name: str, dim: int, in_channels: int, weights: str | None, freeze_batch_norm: bool) -> nn.Module:
     with needs_extra(f"encoder {name!r}"):
         from torchvision import models
     if name not in models.list_models(module=models):
-        raise ValueError(f"name is {name!r}; allowed are 'small' and torchvision's classification models.")
+        raise ValueError(f"name is {name!r}; allowed are 'small', 'ngrams' and torchvision's classification models.")
     if in_channels != 3:
         raise ValueError(f"in_channels is {in_channels}; {name} takes 3. Repeat grey images over three channels.")
     allowed = [entry.name for entry in models.get_model_weights(name)]
@@ -136,11 +162,11 @@ def _backbone(name: str, dim: int, in_channels: int, weights: str | None, freeze
 
 
 def check_takes(encoder: nn.Module, image: Tensor, name: str) -> None:
-    """Find out before training whether an encoder takes images of a size.
+    """Find out before training whether an encoder takes samples of a shape.
 
     Args:
         encoder: to try; its mode and statistics are left alone.
-        image: ``(channels, height, width)`` float32.
+        image: ``(channels, height, width)`` float32, or n-grams ``(n,)`` int64.
         name: of the encoder, for the message.
 
     Raises:
@@ -152,7 +178,8 @@ def check_takes(encoder: nn.Module, image: Tensor, name: str) -> None:
     except Exception as error:  # each layer has its own way to fail
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         shape = "×".join(map(str, image.shape))
-        raise ValueError(f"encoder {name!r} does not take images of {shape} ({reason}); give another size.") from error
+        cure = "give another size" if image.is_floating_point() else "strings need the encoder 'ngrams'"
+        raise ValueError(f"encoder {name!r} does not take samples of {shape} ({reason}); {cure}.") from error
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from bonlib.training.checkpoint import Progress, load_checkpoint, save_checkpoin
 from bonlib.training.embed import embed
 from bonlib.training.encoders import unwrapped
 from bonlib.training.metrics import evaluate
+from bonlib.training.optimizers import make_optimizer, values_of
 
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
@@ -59,6 +60,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     validation: Dataset[Any] | None = None,
     evaluate_every: int = 0,
+    validation_queries: int | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 0,
     device: str | torch.device = "cpu",
@@ -86,12 +88,13 @@ def fit(
             :func:`~bonlib.training.losses.make_loss`. One that returns the loss alone is taken too. Its parameters, if
             any, are trained too.
         steps: steps in total, those before a resumption included.
-        lr: learning rate of Adam, where no optimiser is given.
+        lr: learning rate of Adam, where no optimiser is given; embeddings with sparse gradients get its sparse kind.
         loss_lr: that of the loss's own parameters, such as proxies; by default the same.
         schedule: ``"constant"``, or ``"cosine"`` to lower the learning rate to zero along half a cosine.
         optimizer: another optimiser, over the parameters of encoder and loss.
         validation: a dataset of other classes to evaluate on.
         evaluate_every: evaluate after every so many steps, and after the last; 0 never.
+        validation_queries: queries at most at each evaluation, see :func:`~bonlib.training.metrics.evaluate`.
         checkpoint: file to save to and to resume from.
         checkpoint_every: save after every so many steps; the last is always saved.
         device: ``"cpu"`` or ``"cuda"``.
@@ -133,7 +136,7 @@ def fit(
         raise ValueError(f"workers is {workers}, but the images are on a GPU already; give workers=0.")
     encoder.to(device).train()
     loss.to(device)
-    optimizer = optimizer or _adam(encoder, loss, lr, loss_lr)
+    optimizer = optimizer or make_optimizer(encoder, loss, lr, loss_lr)
     progress = Progress() if progress is None else progress
     if progress.step:
         raise ValueError(f"progress is of a run at step {progress.step}; give a new one: Progress().")
@@ -142,7 +145,12 @@ def fit(
     file, made_of = Path(checkpoint) if checkpoint is not None else None, {}
     if file is not None:
         made_of = {"data": _fingerprint(dataset), "validation": validation and _fingerprint(validation)}
-        made_of |= {"evaluate_every": evaluate_every, "schedule": schedule, "precision": precision}
+        made_of |= {
+            "evaluate_every": evaluate_every,
+            "validation_queries": validation_queries,
+            "schedule": schedule,
+            "precision": precision,
+        }
         made_of |= {"loss": _described(loss)} | _settings(optimizer)
         made_of |= {"steps": steps} if schedule == "cosine" else {}
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -176,7 +184,9 @@ def fit(
         last, metrics = step == steps, None
         with clock.part("evaluate"):
             if evaluate_every and validation is not None and (step % evaluate_every == 0 or last):
-                metrics = from_rank_zero(lambda: evaluate(encoder, validation, device=device, workers=workers))
+                metrics = from_rank_zero(
+                    lambda: evaluate(encoder, validation, most=validation_queries, device=device, workers=workers)
+                )
         done = Step(step, value.item(), active, step * miner.batch_size, clock.take(), metrics)
         _measure(progress, done, miner)
         if file is not None and (last or (checkpoint_every and step % checkpoint_every == 0)):
@@ -204,13 +214,6 @@ def _measure(progress: Progress, done: Step, miner: Miner) -> None:
         **{f"miner.{name}": value for name, value in miner.stats().items()},
     })  # fmt: skip
     progress.loss, progress.active, progress.since = 0.0, 0.0, 0
-
-
-def _adam(encoder: nn.Module, loss: nn.Module, lr: float, loss_lr: float | None) -> torch.optim.Optimizer:
-    groups: list[dict[str, Any]] = [{"params": list(encoder.parameters())}]
-    if own := list(loss.parameters()):
-        groups.append({"params": own, "lr": lr if loss_lr is None else loss_lr})
-    return torch.optim.Adam(groups, lr=lr)
 
 
 def _fingerprint(dataset: Dataset[Any]) -> str:
@@ -283,7 +286,8 @@ def _put_back_unless_finite(model: nn.Module, criterion: nn.Module, step: int) -
     ]
 
     def check(value: Tensor, embeddings: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [values_of(p.grad) for p in trained if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         total = embeddings.detach().sum(dtype=torch.float64)  # in which no sum of finite ones overflows
         sums = {"loss": value.detach(), "sum of the embeddings": total, "gradients' norm": norm}

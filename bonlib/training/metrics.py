@@ -6,52 +6,17 @@ can tell, stand in no order; each formula is the exact mean over all orders of t
 chance does, and no measure depends on how the samples are sorted.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from bonlib.core.checks import as_array, centred, check_embeddings, whole_number
+from bonlib.core.checks import as_array, check_embeddings, whole_number
 from bonlib.training.embed import embed
-
-_TIED = 2.0**-45  # of the squared norms: squared distances that differ by less are equal but for rounding
-
-
-class Hits(NamedTuple):
-    """What stands at each place of each query's ranking; all ``(queries, places)``, nearest first.
-
-    Places of one group are tied: any order of its members is as good as another. Without ties each place is a group of
-    its own, and ``members`` is 1, ``matches`` 0 or 1.
-    """
-
-    matches: Tensor  # samples of the query's class in the place's group
-    members: Tensor  # samples in the place's group
-    matches_before: Tensor  # samples of the query's class in nearer groups
-    members_before: Tensor  # samples in nearer groups
-
-    @classmethod
-    def of(cls, hits: Tensor) -> "Hits":
-        """Of a ranking without ties: whether each place holds the query's class, ``(queries, places)`` bool.
-
-        Example:
-            >>> Hits.of(torch.tensor([[True, False, True]])).matches_before.tolist()
-            [[0.0, 1.0, 1.0]]
-        """
-        matches = hits.double()
-        members = torch.ones_like(matches)
-        return cls(matches, members, matches.cumsum(1) - matches, members.cumsum(1) - members)
-
-    def chance(self) -> Tensor:
-        """Probability that a place holds the query's class."""
-        return self.matches / self.members
-
-    def precision(self) -> Tensor:
-        """Mean precision at a place over the orders in which it holds the query's class."""
-        within = torch.arange(1, self.members.shape[1] + 1, device=self.members.device) - 1 - self.members_before
-        others = within * (self.matches - 1).clamp_min(0) / (self.members - 1).clamp_min(1)
-        return (self.matches_before + 1 + others) / (self.members_before + within + 1)
+from bonlib.training.ranking import Hits, Points, nearest_hits, ranked, squared_distances
 
 
 def recall_at(hits: Hits, k: int) -> Tensor:
@@ -115,6 +80,7 @@ def evaluate(
     dataset: Dataset[Any],
     *,
     ks: Sequence[int] | None = None,
+    most: int | None = None,
     batch_size: int = 512,
     device: str | torch.device = "cpu",
     workers: int = 0,
@@ -129,6 +95,7 @@ def evaluate(
         encoder: see :func:`~bonlib.training.embed.embed`.
         dataset: see :func:`~bonlib.training.embed.embed`.
         ks: ranks of recall; by default those that the data set reports.
+        most: queries at most where each sample is one, see :func:`retrieval_metrics`; by default all.
         batch_size: images at once.
         device: where the encoder is.
         workers: processes that load, for a dataset that is not in memory.
@@ -145,7 +112,7 @@ def evaluate(
     if ks is None:
         ks = tuple(getattr(dataset, "ks", (1, 2, 4, 8)))
     if "query" not in attributes:
-        return retrieval_metrics(embeddings, labels, ks=ks)
+        return retrieval_metrics(embeddings, labels, ks=ks, most=most)
     query = torch.as_tensor(attributes["query"], dtype=torch.bool, device=device)
     cameras = torch.as_tensor(attributes["camera"], device=device) if "camera" in attributes else None
     return query_gallery_metrics(
@@ -156,7 +123,12 @@ def evaluate(
 
 
 def retrieval_metrics(
-    embeddings: Tensor, labels: Tensor, *, ks: Sequence[int] = (1, 2, 4, 8), chunk: int = 256
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    most: int | None = None,
+    chunk: int = 256,
 ) -> dict[str, float]:
     """Every sample once as query against all others, by Euclidean distance.
 
@@ -167,6 +139,7 @@ def retrieval_metrics(
         embeddings: ``(num_samples, dim)`` floating point.
         labels: ``(num_samples,)`` integers.
         ks: ranks of recall.
+        most: queries at most, always the same random ones; the gallery stays whole. By default all.
         chunk: queries at once.
 
     Returns:
@@ -188,12 +161,11 @@ def retrieval_metrics(
     if len(queries) == 0:
         raise ValueError("labels has no class with two samples, so there is nothing to find; use more samples.")
     depth = min(max([int(relevant.max()), *ks]), len(embeddings) - 1)
-    points = _centred(embeddings)
+    if most is not None and len(queries) > (most := whole_number("most", most, 1)):
+        chosen = np.sort(np.random.default_rng(0).permutation(len(queries))[:most])
+        queries = queries[torch.from_numpy(chosen).to(queries.device)]
     totals: dict[str, float] = {}
-    for part, distances in _distances(points, points, queries, chunk):
-        distances[torch.arange(len(part), device=part.device), part] = torch.inf
-        same = class_of[part, None] == class_of  # (chunk, num_samples)
-        hits = _ranked(distances, same, depth, points.norms[part], points.norms)
+    for part, hits in nearest_hits(Points.of(embeddings), class_of, queries, depth, chunk):
         values = {f"recall@{k}": recall_at(hits, k) for k in ks} | {
             "r_precision": r_precision(hits, relevant[part]),
             "map@r": average_precision(hits, relevant[part], at_r=True),
@@ -262,11 +234,11 @@ def query_gallery_metrics(
         query_cameras = _one_each(query_cameras, queries, "query_cameras", "queries")
         gallery_cameras = _one_each(gallery_cameras, gallery, "gallery_cameras", "gallery")
     ks, chunk = [whole_number("ks", k, 1) for k in ks], whole_number("chunk", chunk, 1)
-    both = _centred(torch.cat([queries, gallery]))
+    both = Points.of(torch.cat([queries, gallery]))
     first, second = both.split(len(queries))
     totals: dict[str, float] = {}
     answered = 0
-    for part, distances in _distances(first, second, torch.arange(len(queries), device=queries.device), chunk):
+    for part, distances in squared_distances(first, second, torch.arange(len(queries), device=queries.device), chunk):
         same = query_labels[part, None] == gallery_labels  # (chunk, num_gallery)
         counted = (gallery_labels != -1).expand_as(same)
         if query_cameras is not None and gallery_cameras is not None:
@@ -276,7 +248,8 @@ def query_gallery_metrics(
         chosen = relevant > 0
         answered += int(chosen.sum())
         distances = distances.masked_fill_(~counted, torch.inf)[chosen]
-        hits = _ranked(distances, (same & counted)[chosen], len(gallery), first.norms[part][chosen], second.norms)
+        norms = second.norms.expand_as(distances)
+        hits, _ = ranked(distances, (same & counted)[chosen], len(gallery), first.norms[part][chosen], norms)
         values = {f"recall@{k}": recall_at(hits, k) for k in ks} | {
             "map": average_precision(hits, relevant[chosen]),
             "map@r": average_precision(hits, relevant[chosen], at_r=True),
@@ -286,16 +259,6 @@ def query_gallery_metrics(
     if not answered:
         raise ValueError("No query has a match in the gallery that counts; look at labels and cameras.")
     return {name: min(total / answered, 1.0) for name, total in totals.items()} | {"queries": answered / len(queries)}
-
-
-class _Points(NamedTuple):
-    """Centred embeddings in float64, and their squared norms."""
-
-    rows: Tensor  # (num, dim)
-    norms: Tensor  # (num,)
-
-    def split(self, at: int) -> tuple["_Points", "_Points"]:
-        return _Points(self.rows[:at], self.norms[:at]), _Points(self.rows[at:], self.norms[at:])
 
 
 def _checked(rows: Any, labels: Any, name: str, labels_name: str, dim: int | None = None) -> tuple[Tensor, Tensor]:
@@ -316,55 +279,3 @@ def _one_each(values: Any, rows: Tensor, name: str, of: str) -> Tensor:
     if array.dtype.kind not in "iu":
         raise ValueError(f"{name} has dtype {array.dtype}; give integers.")
     return torch.from_numpy(array.astype("int64")).to(rows.device)
-
-
-def _centred(embeddings: Tensor) -> _Points:
-    """Around the median, which a few far vectors do not move."""
-    rows = centred(embeddings, scaled=True)
-    return _Points(rows, rows.square().sum(dim=1))
-
-
-def _distances(queries: _Points, gallery: _Points, chosen: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Chosen queries part by part, each with its squared distances ``(part, gallery)``, in one buffer."""
-    # Fresh memory for each part would take as long as the search itself.
-    buffer = gallery.rows.new_empty(min(chunk, len(chosen)), len(gallery.rows))
-    for part in chosen.split(chunk):
-        out = buffer[: len(part)]
-        torch.addmm(gallery.norms, queries.rows[part], gallery.rows.T, alpha=-2, out=out)
-        yield part, out.add_(queries.norms[part, None])
-
-
-def _ranked(distances: Tensor, same: Tensor, depth: int, query_norms: Tensor, gallery_norms: Tensor) -> Hits:
-    """The ``depth`` nearest places of each query, with those that are tied in one group.
-
-    Args:
-        distances: ``(queries, gallery)`` squared; infinite where a sample does not count.
-        same: ``(queries, gallery)`` whether a sample is of the query's class.
-        depth: how many places are wanted.
-        query_norms: ``(queries,)`` squared norms of the centred queries.
-        gallery_norms: ``(gallery,)`` those of the gallery.
-    """
-    values, nearest = distances.topk(depth, dim=1, largest=False)  # (queries, depth), nearest first
-    hits = same.gather(1, nearest).double()
-    size = gallery_norms[nearest]
-    slack = _TIED * (query_norms[:, None] + torch.maximum(size[:, 1:], size[:, :-1]))
-    begins = torch.ones_like(hits, dtype=torch.bool)  # whether a place is the first of its group
-    begins[:, 1:] = ~(values[:, 1:] - values[:, :-1] <= slack)  # infinite ones are no ties: their difference is NaN
-    places = torch.arange(depth, device=values.device).expand_as(nearest)
-    first = torch.where(begins, places, 0).cummax(dim=1).values  # of the place's group
-    ends = torch.ones_like(begins)
-    ends[:, :-1] = begins[:, 1:]
-    last = torch.where(ends, places, depth).flip(1).cummin(dim=1).values.flip(1)
-    found = torch.cat([hits.new_zeros(len(hits), 1), hits.cumsum(dim=1)], dim=1)  # matches before each place
-    members, members_before = (last - first + 1).double(), first.double()
-    matches_before = found.gather(1, first)
-    matches = found.gather(1, last + 1) - matches_before
-    # The last group may go on beyond the places that were asked for.
-    if depth < distances.shape[1]:
-        limit = values[:, -1:] + _TIED * (query_norms[:, None] + size[:, -1:])
-        beyond = distances <= limit
-        here = first == first[:, -1:]
-        count, right = beyond.sum(dim=1, keepdim=True), (beyond & same).sum(dim=1, keepdim=True)
-        members = torch.where(here, torch.maximum(members, count - members_before), members)
-        matches = torch.where(here, torch.maximum(matches, right - matches_before), matches)
-    return Hits(matches, members, matches_before, members_before)

@@ -19,7 +19,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from bonlib.datasets.cache import cached_arrays
 from bonlib.datasets.images import ImageSet
-from bonlib.datasets.splits import Split, check_split, split_identities
+from bonlib.datasets.splits import Split, check_split, seed_of_split, split_identities
 
 SIZE = 32  # side of an image, pixels
 _CANVAS, _EM, _BASELINE = 48, 36, 36  # of the drawing that images are distorted from
@@ -48,6 +48,7 @@ class Glyphs(ImageSet):
         draws: images of each character in each face.
         min_faces: faces that a character must be in; by default 8, or all fonts where fewer are given.
         seed: seed of distortions and split.
+        split_seed: of the split alone; by default ``seed``.
 
     Attributes:
         class_names: the character of each identity (of several that draw alike, the first).
@@ -72,6 +73,7 @@ class Glyphs(ImageSet):
         draws: int = 2,
         min_faces: int | None = None,
         seed: int = 0,
+        split_seed: int | None = None,
     ) -> None:
         check_split(split)
         if draws < 1:
@@ -87,7 +89,7 @@ class Glyphs(ImageSet):
         points = None if characters is None else sorted({ord(c) if isinstance(c, str) else int(c) for c in characters})
         arrays = _cached(paths, points, draws, least, seed)
         self.faces = [path.stem for path in paths]
-        chosen = split_identities(len(arrays["names"]), seed)[split]
+        chosen = split_identities(len(arrays["names"]), seed_of_split(seed, split_seed))[split]
         here = np.isin(arrays["identity"], chosen)
         super().__init__(
             images=torch.from_numpy(arrays["images"][here]).unsqueeze(1),  # (num_samples, 1, 32, 32)

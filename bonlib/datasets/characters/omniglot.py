@@ -15,7 +15,7 @@ from bonlib.core.paths import data_dir
 from bonlib.datasets.cache import cached_arrays
 from bonlib.datasets.files import file_digest, why_no_image
 from bonlib.datasets.images import ImageSet
-from bonlib.datasets.splits import Split, check_split, split_groups
+from bonlib.datasets.splits import Split, check_split, seed_of_split, split_groups
 
 SETS = ("images_background", "images_evaluation", "images_background_small1", "images_background_small2")
 SIZE = 32  # side of an image, pixels
@@ -24,7 +24,12 @@ _VERSION = 1  # raise it when the same files would give other images
 
 
 def omniglot(
-    split: Split = "train", *, root: str | Path | None = None, download: bool = False, seed: int = 0
+    split: Split = "train",
+    *,
+    root: str | Path | None = None,
+    download: bool = False,
+    seed: int = 0,
+    split_seed: int | None = None,
 ) -> ImageSet:
     """Omniglot from zips or folders on the disk: every character known there, times four rotations.
 
@@ -38,6 +43,7 @@ def omniglot(
             below :func:`~bonlib.core.paths.data_dir`.
         download: fetch the full sets with torchvision first, where they are missing.
         seed: seed of the split.
+        split_seed: another name of it, which all data sets have.
 
     Returns:
         Images 32×32, ink high; ``attributes``: ``alphabet`` (position in ``source["alphabets"]``), ``rotation`` in
@@ -68,7 +74,7 @@ def omniglot(
     arrays = cached_arrays("cache/omniglot", [_VERSION, content], lambda: _read_all(sets))
     names, alphabets = arrays["characters"].tolist(), arrays["alphabets"].tolist()
     alphabet_of = np.array([alphabets.index(name.split("/")[0]) for name in names])  # (characters,)
-    chosen = split_groups(np.bincount(alphabet_of), seed)[split]
+    chosen = split_groups(np.bincount(alphabet_of), seed_of_split(seed, split_seed))[split]
     here = np.flatnonzero(np.isin(alphabet_of[arrays["character"]], chosen))
     characters = np.unique(arrays["character"][here])
     turned = np.concatenate([np.rot90(arrays["images"][here], turn, axes=(1, 2)) for turn in range(len(_TURNS))])

@@ -29,7 +29,14 @@ class FontsMissing(FileNotFoundError):
     """Too few installed font faces cover a script."""
 
 
-def hangul(split: Split = "train", *, faces: int = 16, draws: int = 1, seed: int = 0) -> Glyphs:
+def hangul(
+    split: Split = "train",
+    *,
+    faces: int = 16,
+    draws: int = 1,
+    seed: int = 0,
+    split_seed: int | None = None,
+) -> Glyphs:
     """The 11,172 Hangul syllables in installed faces that cover them all.
 
     Some faces list syllables that they leave blank; those images are left out.
@@ -39,16 +46,25 @@ def hangul(split: Split = "train", *, faces: int = 16, draws: int = 1, seed: int
         faces: how many faces to take, spread over as many families as there are.
         draws: images of each syllable in each face.
         seed: seed of distortions and split.
+        split_seed: of the split alone; by default ``seed``.
 
     Raises:
         FontsMissing: if fewer such faces are installed; the message names packages that bring them.
     """
     faces = whole_number("faces", faces, 1)
     paths = _enough("hangul", find_faces(HANGUL, least=len(HANGUL)), faces, "cover all Hangul syllables")
-    return Glyphs(split, fonts=paths, characters=HANGUL, draws=draws, seed=seed)
+    return Glyphs(split, fonts=paths, characters=HANGUL, draws=draws, seed=seed, split_seed=split_seed)
 
 
-def cjk(split: Split = "train", *, faces: int = 16, min_faces: int = 6, draws: int = 1, seed: int = 0) -> Glyphs:
+def cjk(
+    split: Split = "train",
+    *,
+    faces: int = 16,
+    min_faces: int = 6,
+    draws: int = 1,
+    seed: int = 0,
+    split_seed: int | None = None,
+) -> Glyphs:
     """The ideographs U+4E00 to U+9FFF that at least ``min_faces`` of the installed faces cover.
 
     Args:
@@ -57,6 +73,7 @@ def cjk(split: Split = "train", *, faces: int = 16, min_faces: int = 6, draws: i
         min_faces: faces that an ideograph must be in.
         draws: images of each ideograph in each face.
         seed: seed of distortions and split.
+        split_seed: of the split alone; by default ``seed``.
 
     Raises:
         FontsMissing: if fewer than ``min_faces`` faces with at least 5,000 ideographs are installed; the message names
@@ -65,7 +82,9 @@ def cjk(split: Split = "train", *, faces: int = 16, min_faces: int = 6, draws: i
     faces, min_faces = whole_number("faces", faces, 1), whole_number("min_faces", min_faces, 1)
     paths = find_faces(IDEOGRAPHS, least=5000)
     paths = _enough("cjk", paths, min(faces, max(len(paths), min_faces)), "cover 5,000 ideographs")
-    return Glyphs(split, fonts=paths, characters=IDEOGRAPHS, draws=draws, min_faces=min_faces, seed=seed)
+    return Glyphs(
+        split, fonts=paths, characters=IDEOGRAPHS, draws=draws, min_faces=min_faces, seed=seed, split_seed=split_seed
+    )
 
 
 def find_faces(characters: Collection[int], *, least: int) -> list[Path]:

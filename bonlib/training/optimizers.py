@@ -1,0 +1,86 @@
+"""The optimiser that `fit` makes: Adam, and its sparse kind for the weights whose gradients are sparse."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def make_optimizer(encoder: nn.Module, loss: nn.Module, lr: float, loss_lr: float | None) -> torch.optim.Optimizer:
+    """Adam over the parameters of encoder and loss; :class:`AdamOfBothKinds` where an embedding has sparse gradients.
+
+    Args:
+        encoder: whose parameters are trained.
+        loss: whose parameters are trained, if it has any.
+        lr: learning rate.
+        loss_lr: that of the loss's own parameters; by default the same.
+
+    Source: Kingma, Ba, "Adam", ICLR 2015; ``torch.optim.SparseAdam`` moves the rows that took part alone.
+    """
+    sparse = [
+        module.weight
+        for module in encoder.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+    ]
+    known = set(map(id, sparse))
+    groups: list[dict[str, Any]] = [{"params": [p for p in encoder.parameters() if id(p) not in known]}]
+    if own := list(loss.parameters()):
+        groups.append({"params": own, "lr": lr if loss_lr is None else loss_lr})
+    dense = torch.optim.Adam(groups, lr=lr)
+    if not sparse:
+        return dense
+    return AdamOfBothKinds(dense, torch.optim.SparseAdam(sparse, lr=lr))
+
+
+class AdamOfBothKinds(torch.optim.Optimizer):
+    """Adam and SparseAdam as one optimiser: groups, step and state of both.
+
+    Args:
+        dense: for weights with dense gradients.
+        sparse: for weights with sparse ones.
+    """
+
+    def __init__(self, dense: torch.optim.Adam, sparse: torch.optim.SparseAdam) -> None:
+        self.parts = {"dense": dense, "sparse": sparse}
+        self.defaults: dict[str, Any] = {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The groups of both, the dense ones first."""
+        return [group for part in self.parts.values() for group in part.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of both."""
+        for part in self.parts.values():
+            part.zero_grad(set_to_none)
+
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step of both."""
+        for part in self.parts.values():
+            part.step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of both, by kind."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the states of both, or of none.
+
+        Raises:
+            ValueError: if one does not fit.
+            KeyError: if one is missing.
+        """
+        before = self.state_dict()
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+        except BaseException:
+            for name, part in self.parts.items():
+                part.load_state_dict(before[name])
+            raise
+
+
+def values_of(gradient: Tensor) -> Tensor:
+    """The numbers of a gradient, dense or sparse, to look whether they are finite."""
+    return gradient._values() if gradient.is_sparse else gradient
