@@ -23,6 +23,7 @@ from bonlib.datasets.characters.scripts import HANGUL, IDEOGRAPHS, cjk, find_fac
 from bonlib.datasets.files import file_digest
 from bonlib.datasets.labelled import LabelledSet
 from bonlib.datasets.own import string_table
+from bonlib.datasets.parts.catalogue import components, parts
 from bonlib.datasets.tables import image_set
 from bonlib.datasets.toponyms import toponyms
 
@@ -34,6 +35,8 @@ _DATASETS: dict[str, Callable[..., LabelledSet]] = {
     "hangul": hangul,
     "cjk": cjk,
     "omniglot": omniglot,
+    "parts": parts,
+    "components": components,
     "toponyms": toponyms,
     **{name: partial(load_files, name) for name in BENCHMARKS},
     "combined-persons": combined_persons,

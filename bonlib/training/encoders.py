@@ -64,14 +64,14 @@ def ngram_net(dim: int = 64, width: int = 128) -> nn.Module:
     """
     encoder = nn.Sequential(
         nn.EmbeddingBag(VOCABULARY, width, mode="mean", sparse=True, padding_idx=0),
-        nn.LayerNorm(width),
+        nn.BatchNorm1d(width),
         nn.Linear(width, 2 * width),
         nn.ReLU(),
         nn.Linear(2 * width, dim, bias=False),
         L2Normalize(),
     )
-    with torch.no_grad():  # as small as what Adam moves a weight by in some hundred steps
-        encoder[0].weight.mul_(0.1)  # pyright: ignore[reportOperatorIssue, reportCallIssue, reportIndexIssue]
+    with torch.no_grad():  # as small as what Adam moves a weight by in ten steps, so that rare n-grams learn in time
+        encoder[0].weight.mul_(0.01)  # pyright: ignore[reportOperatorIssue, reportCallIssue, reportIndexIssue]
     return encoder
 
 
