@@ -29,7 +29,7 @@ from bonlib.training.embed import embed
 from bonlib.training.encoders import check_takes, make_encoder
 from bonlib.training.loop import PARTS, Precision, Schedule, Step, fit
 from bonlib.training.losses import make_loss
-from bonlib.training.metrics import evaluate
+from bonlib.training.metrics import evaluate, recall_by_gallery
 
 CHECKPOINT_EVERY = 50  # steps
 _OWN_SETTINGS = {  # which the options of its parts must not set
@@ -74,6 +74,7 @@ class Config:
     precision: Precision = "float32"
     device: str = "cpu"
     workers: int = 0  # processes that decode images, for a data set that is not in memory
+    test_queries: int | None = None  # the same for the test classes
     measure_bags: bool = False  # compare the bags in the end with the exact nearest negatives
     test: bool = True  # whether to evaluate on the test classes in the end; choices are made without
     seed: int = 0  # of initial weights and batches; the data set and its split have a seed of their own
@@ -93,7 +94,7 @@ class Config:
         for name in ("margin", "loss_lr"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, real_number(name, getattr(self, name), 0))
-        for name in ("identities", "bits", "validation_queries"):
+        for name in ("identities", "bits", "validation_queries", "test_queries"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
         for name in ("test", "measure_bags", "own_split"):
@@ -217,11 +218,18 @@ class Experiment:
         if self.progress.step < self.config.steps:
             done = f"{self.progress.step} of {self.config.steps}"
             raise ValueError(f"The run is at step {done}; train to the end before it is recorded.")
+        galleries: list[dict[str, float]] = []
         metrics, data = {}, {"identities": self.train.num_classes, "images": len(self.train)}
         if self.config.test:
             test = self._split("test")
-            metrics = evaluate(self.encoder, test, device=self.config.device, workers=self.config.workers)
+            metrics = evaluate(
+                self.encoder, test, most=self.config.test_queries, device=self.config.device,
+                workers=self.config.workers,
+            )  # fmt: skip
             data |= {"test_identities": test.num_classes, "test_images": len(test)}
+            if "query" not in test.attributes:
+                found = embed(self.encoder, test, device=self.config.device, workers=self.config.workers)
+                galleries = recall_by_gallery(*found)
         quality = {}
         bag = bag_of(self.miner)
         if self.config.measure_bags and bag is not None:
@@ -237,6 +245,7 @@ class Experiment:
             data=data | {"content": self._content, "source": self.train.source, "fingerprint": self.train.fingerprint},
             miner_stats=self.miner.stats(),
             bags=quality,
+            galleries=galleries,
             seconds=self.seconds,
             peak_memory_gib=round(peak, 3),
             history=self.history,

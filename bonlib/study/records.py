@@ -156,6 +156,26 @@ def load_history(sweep: str, dataset: str | None = None) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
+def load_galleries(sweep: str, dataset: str | None = None) -> "pd.DataFrame":
+    """Recall by gallery size of the runs of a sweep, on the test classes: one gallery a row, with the run's config.
+
+    Args:
+        sweep: folder below the results directory.
+        dataset: only runs on this data set.
+
+    Raises:
+        ValueError: if there are runs, but none on that data set.
+    """
+    import pandas as pd
+
+    records = _records(sweep, dataset)
+    return pd.DataFrame([
+        entry | {"method": _method(record["config"])} | record["config"]
+        for record in records
+        for entry in record.get("galleries", [])
+    ])  # fmt: skip
+
+
 def mean_curve(*sweeps: str, dataset: str, miner: str = "random", form: str = "set") -> "pd.DataFrame":
     """The mean validation curve of a miner's recorded runs, to draw beside another run.
 

@@ -18,6 +18,8 @@ from bonlib.core.checks import as_array, check_embeddings, whole_number
 from bonlib.training.embed import embed
 from bonlib.training.ranking import Hits, Points, nearest_hits, ranked, squared_distances
 
+GALLERIES = (1000, 3000, 10_000, 30_000, 100_000, 300_000)  # sizes at which recall is looked at
+
 
 def recall_at(hits: Hits, k: int) -> Tensor:
     """Recall at k: whether any of the k nearest is of the query's class, ``(queries,)``; with ties the probability.
@@ -172,6 +174,44 @@ def retrieval_metrics(
         }
         totals = {name: totals.get(name, 0.0) + float(value.sum()) for name, value in values.items()}
     return {name: min(total / len(queries), 1.0) for name, total in totals.items()}
+
+
+def recall_by_gallery(
+    embeddings: Tensor, labels: Tensor, *, sizes: Sequence[int] = GALLERIES, most: int = 2000, seed: int = 0
+) -> list[dict[str, float]]:
+    """Recall and MAP@R against the size of the gallery: how much harder a search becomes as identities are added.
+
+    A gallery is drawn identity by identity, with all its samples, until it has the size; a smaller one is part of a
+    larger one. The last is the whole set.
+
+    Args:
+        embeddings: ``(num_samples, dim)`` floating point.
+        labels: ``(num_samples,)`` integers.
+        sizes: samples of the galleries; those that the set does not have are left out.
+        most: queries at most, of the gallery.
+        seed: of the order in which identities are drawn.
+
+    Returns:
+        One entry a gallery: ``gallery``, the size asked for; ``recall@1``; ``map@r``.
+
+    Raises:
+        ValueError: as of :func:`retrieval_metrics`.
+
+    Example:
+        >>> points = torch.eye(4).repeat_interleave(2, dim=0)
+        >>> [entry["gallery"] for entry in recall_by_gallery(points, torch.arange(8) // 2, sizes=(4,))]
+        [4, 8]
+    """
+    embeddings, labels = _checked(embeddings, labels, "embeddings", "labels")
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels.unique()))).to(labels.device)
+    place = order[labels.unique(return_inverse=True)[1]]  # (num_samples,) turn of each sample's identity
+    counts = place.bincount().cumsum(0)
+    found = []
+    for size in [*(size for size in sizes if size < len(labels)), len(labels)]:
+        kept = (place <= int((counts < size).sum())).nonzero().squeeze(1)
+        metrics = retrieval_metrics(embeddings[kept], labels[kept], ks=(1,), most=most)
+        found.append({"gallery": size, "recall@1": metrics["recall@1"], "map@r": metrics["map@r"]})
+    return found
 
 
 def query_gallery_metrics(

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from bonlib.study.figures.style import INK, MINER_COLOURS, MUTED
+from bonlib.study.figures.style import INK, LOSS_DASHES, MINER_COLOURS, MUTED
 from bonlib.study.names import method_name
 
 if TYPE_CHECKING:
@@ -42,6 +42,28 @@ def across(table: "pd.DataFrame", miner: str = "bag", baseline: str = "random") 
     lead.axvline(0, color=INK, linewidth=1)
     lead.set(xlabel=f"lead, points of R@1 (95 % interval, {table['seeds'].min():.0f} seeds)")
     lead.margins(x=0.22)
+    return figure
+
+
+def recall_over_gallery(table: "pd.DataFrame") -> Figure:
+    """Recall against the size of the gallery: a panel a data set, a line a method, the range of its seeds shaded.
+
+    Args:
+        table: as :func:`~bonlib.study.records.load_galleries` gives it.
+    """
+    names = sorted(table["dataset"].unique())
+    figure, axes = plt.subplots(1, len(names), figsize=(4.4 * len(names), 3.4), squeeze=False)
+    for ax, name in zip(axes[0], names, strict=True):
+        here = table[table["dataset"] == name]
+        for method, group in here.groupby("method", sort=True):
+            by_size = group.groupby("gallery")["recall@1"]
+            colour = MINER_COLOURS.get(group["miner"].iloc[0], MUTED)
+            dash = LOSS_DASHES.get(group["loss"].iloc[0], "-")
+            ax.plot(by_size.mean(), dash, marker="o", markersize=3.5, color=colour, label=method)
+            ax.fill_between(by_size.min().index, by_size.min(), by_size.max(), color=colour, alpha=0.15, linewidth=0)
+        ax.set(xscale="log", xlabel="samples in the gallery", title=name)
+    axes[0, 0].set_ylabel("R@1, unseen classes")
+    axes[0, -1].legend(fontsize=8)
     return figure
 
 
