@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FORMAT = 1  # of a record; older ones do not state it
-_LATER = {
-    "own_split": False,
-    "validation_queries": None,
-}  # settings that older records do not have, where they are unset
+# Settings that older records do not have: where they are unset, they do not count.
+_LATER = {"own_split": False, "validation_queries": None, "test_queries": None}
 _PACKAGES = ("bonlib", "torch", "numpy", "numba", "pytorch-metric-learning", "matplotlib", "pillow")
 
 
