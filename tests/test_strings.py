@@ -1,0 +1,222 @@
+"""Sets of strings: n-grams, augmentation, toponyms, tables of names, and the encoder that takes them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from bonlib import BagOfNegatives, fit, load_dataset
+from bonlib.datasets import content_key, toponyms
+from bonlib.datasets.strings import LONGEST, VOCABULARY, TextSet
+from bonlib.datasets.tables import LeftOut
+from bonlib.training.encoders import load_encoder, make_encoder, save_encoder
+from bonlib.training.losses import make_loss
+from bonlib.training.optimizers import AdamOfBothKinds, make_optimizer
+
+MASK = 2**64 - 1
+EDGE = chr(0x10FFFF)
+
+
+def hashed(text: str) -> list[int]:
+    """The hashes of a string's n-grams, in plain Python."""
+    text = EDGE + text[:LONGEST] + EDGE
+    found = []
+    for begin in range(len(text)):
+        for end in range(begin + 1, min(begin + 4, len(text)) + 1):
+            mixed = 0
+            for character in text[begin:end]:
+                mixed = (mixed ^ ord(character)) * 0x9E3779B97F4A7C15 & MASK
+                mixed ^= mixed >> 29
+            if text[begin:end] != EDGE:
+                found.append(1 + mixed % (VOCABULARY - 1))
+    return sorted(found)
+
+
+@pytest.fixture
+def names():
+    texts = ["wien", "vienna", "vindobona", "praha", "prague", "ぷらは", "a", "x" * 100]
+    return TextSet(texts, torch.tensor([0, 0, 0, 1, 1, 1, 2, 2]), ["Wien", "Praha", "odd"])
+
+
+def test_a_string_becomes_the_hashes_of_its_ngrams(names):
+    grams, labels = names.batch(np.arange(8))
+    assert grams.dtype == torch.int64
+    for text, row in zip(names.strings, grams.tolist(), strict=True):
+        assert sorted(gram for gram in row if gram) == hashed(text)
+    assert labels.tolist() == names.labels.tolist()
+
+
+def test_a_batch_is_what_the_single_strings_are(names):
+    singles = torch.stack([names[i][0] for i in range(8)])
+    batch, _ = names.batch(range(8))
+    assert torch.equal(singles[:, : batch.shape[1]], batch)
+    assert not singles[:, batch.shape[1] :].any()
+    loader = DataLoader(names, batch_sampler=[[0, 3], [1, 4]])
+    assert [labels.tolist() for _, labels in loader] == [[0, 1], [0, 1]]
+
+
+def test_augmentation_draws_from_torchs_generator_and_leaves_about_its_share(names):
+    texts = TextSet(names.strings * 50, names.labels.repeat(50), names.class_names, drop=0.3)
+    whole = (TextSet(texts.strings, texts.labels, texts.class_names).batch(np.arange(400))[0] > 0).sum()
+    torch.manual_seed(3)
+    first = texts.batch(np.arange(400))[0]
+    torch.manual_seed(3)
+    assert torch.equal(texts.batch(np.arange(400))[0], first)
+    assert not torch.equal(texts.batch(np.arange(400))[0][:, :9], first[:, :9])
+    assert (first > 0).sum() / whole == pytest.approx(0.7, abs=0.03)
+
+
+def test_typos_change_some_ngrams_and_keep_most(names):
+    typos = TextSet(["vindobona"] * 500, torch.arange(500) // 250, ["a", "b"], typos=0.05)
+    rows = typos.batch(np.arange(500))[0].tolist()
+    kept = [len(set(hashed("vindobona")) & set(row)) / len(set(hashed("vindobona"))) for row in rows]
+    assert 0.45 < np.mean(np.array(kept) == 1) < 0.75  # 0.95^9 = 0.63, and a double letter may look the same
+    assert np.mean(kept) > 0.7
+
+
+def test_subsets_number_their_classes_anew(names):
+    part = names.subset([3, 4, 6])
+    assert (part.strings, part.labels.tolist(), part.class_names) == (
+        ["praha", "prague", "a"],
+        [0, 0, 1],
+        ["Praha", "odd"],
+    )
+    assert torch.equal(part.batch([0])[0], names.batch([3])[0])
+    assert part.fingerprint != names.fingerprint
+    assert names.of_class("Praha") == ["praha", "prague", "ぷらは"]
+    assert names.pixels([0, 7]).shape == (2, 1, 48, 96)
+
+
+def test_a_name_of_two_places_belongs_to_neither(tmp_path):
+    def city(name, *others):
+        return {"name": name, "alternatenames": list(others), "countrycode": "XX"}
+
+    cities = {
+        "1": city("Springfield", "Spring Field", "Sprngfld"),
+        "2": city("SPRINGFIELD", "Ｓｐｒｉｎｇｆｉｅｌｄ", "Sv"),
+        "3": city("Wien", "Vienna", "wien", "vienna ", "Wi"),
+    }
+    (tmp_path / "cities.json").write_text(json.dumps(cities))
+    found = toponyms.__globals__["_read"](tmp_path / "cities.json")
+    assert found["names"].tolist() == ["spring field", "sprngfld", "vienna", "wien"]
+    assert found["begins"].tolist() == [0, 2, 4]
+    assert found["places"].tolist() == ["Springfield (1)", "Wien (3)"]
+
+
+def write(path, rows, columns=("name", "customer")):
+    pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def table(tmp_path):
+    rows = [(f"{word} {kind}", word) for word in ("ada", "bob", "cyd", "dan", "eve", "fay", "gus", "hal", "ivy", "joe")
+            for kind in ("ltd", "limited", "gmbh")]  # fmt: skip
+    return write(tmp_path / "names.csv", rows)
+
+
+def test_a_table_of_names_is_split_by_identity(table):
+    options = {"root": table, "column": "name", "identity": "customer"}
+    parts = {split: load_dataset("table", split, **options) for split in ("train", "validation", "test", "all")}
+    assert [len(part) for part in parts.values()] == [15, 3, 12, 30]
+    named = [set(part.class_names) for name, part in parts.items() if name != "all"]
+    assert set.union(*named) == set(parts["all"].class_names)
+    assert sum(map(len, named)) == 10
+    other = load_dataset("table", "train", **options, split_seed=1)
+    assert set(other.class_names) != set(parts["train"].class_names)
+    assert load_dataset("table", "train", **options, typos=0.1).typos == 0.1
+    assert load_dataset("table", "test", **options, typos=0.1).typos == 0
+
+
+def test_strings_of_two_identities_are_left_out_with_a_warning(tmp_path):
+    rows = [("acme", "1"), ("acme", "2"), ("acme inc", "1"), ("acme inc", "1"), ("acme co", "2")]
+    rows = [(name, customer, "train") for name, customer in rows]
+    file = write(tmp_path / "names.csv", rows, ("name", "identity", "split"))
+    with pytest.warns(LeftOut, match=r"1 \(repeated\), 2 \(of two identities\)"):
+        part = load_dataset("table", "all", root=file, column="name")
+    assert part.strings == ["acme inc", "acme co"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"column": "title"}, r"missing: title"),
+        ({"identity": "nobody"}, r"missing: nobody"),
+        ({"drop": 2}, r"drop is 2"),
+        ({"size": 32}, r"has no option size"),
+    ],
+)
+def test_what_is_wrong_with_a_table_of_names_is_said(table, change, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset("table", "train", **{"root": table, "column": "name", "identity": "customer"} | change)
+
+
+def test_a_copy_of_a_table_is_the_same_content(table, tmp_path):
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(table.read_bytes())
+    keys = [content_key("table", {"root": str(file), "column": "name"}) for file in (table, copy)]
+    assert keys[0] == keys[1] != content_key("table", {"root": str(table), "column": "customer"})
+
+
+def run(names, steps, checkpoint=None):
+    torch.manual_seed(0)
+    bag = BagOfNegatives(names.labels, dim=8, batch_size=8, per_class=2)
+    encoder = make_encoder("ngrams", dim=8)
+    list(
+        fit(
+            encoder,
+            names,
+            bag,
+            make_loss("batch-hard"),
+            steps=steps,
+            checkpoint=checkpoint,
+            validation=names,
+            evaluate_every=2,
+        )
+    )
+    return encoder.state_dict()
+
+
+def test_a_sparse_run_resumes_bit_for_bit(table, tmp_path):
+    names = load_dataset("table", "train", root=table, column="name", identity="customer", typos=0.2)
+    whole = run(names, 8)
+    run(names, 4, tmp_path / "checkpoint.pt")
+    resumed = run(names, 8, tmp_path / "checkpoint.pt")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_only_rows_that_took_part_move(names):
+    encoder = make_encoder("ngrams", dim=8)
+    before = encoder[0].weight.detach().clone()
+    optimizer = make_optimizer(encoder, make_loss("batch-hard"), 1e-3, None)
+    assert isinstance(optimizer, AdamOfBothKinds)
+    grams, labels = names.batch([0, 1, 3, 4])
+    make_loss("batch-hard")(encoder(grams), labels, None)[0].backward()
+    optimizer.step()
+    moved = (encoder[0].weight != before).any(dim=1).nonzero().flatten().tolist()
+    assert set(moved) <= set(grams.flatten().tolist()) - {0}
+    assert len(moved) > 10
+
+
+def test_a_state_of_another_optimiser_changes_nothing():
+    encoder = make_encoder("ngrams", dim=8)
+    optimizer = make_optimizer(encoder, make_loss("batch-hard"), 1e-3, None)
+    state = optimizer.state_dict()
+    broken = {"dense": state["dense"] | {"param_groups": []}, "sparse": state["sparse"]}
+    changed = {"dense": state["dense"], "sparse": state["sparse"] | {"param_groups": []}}
+    for wrong in (broken, changed, {"dense": state["dense"]}):
+        with pytest.raises((ValueError, KeyError)):
+            optimizer.load_state_dict(wrong)
+        assert str(optimizer.state_dict()) == str(state)
+
+
+def test_an_encoder_of_strings_is_saved_and_refuses_images(tmp_path, names):
+    encoder = make_encoder("ngrams", dim=8).eval()
+    save_encoder(tmp_path / "encoder.pt", encoder, images={"column": "name"}, name="ngrams", dim=8, in_channels=1)
+    loaded, options = load_encoder(tmp_path / "encoder.pt")
+    grams, _ = names.batch([0, 1])
+    assert torch.equal(loaded(grams), encoder(grams))
+    assert options == {"column": "name"}
