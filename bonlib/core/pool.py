@@ -1,0 +1,240 @@
+"""The second stage: identities in an anchor's bucket and near it, ordered by what is remembered of each identity.
+
+What is remembered is a sketch: the running mean of an identity's embeddings, in eight bits a dimension. The order is
+exact for the sketches, the candidates are those of the hash. A window of ranks of the order is the dial of hardness.
+All functions are O(pool) a draw, whatever the number of samples or identities.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bonlib.core.kernels import (
+    CLASSES,
+    CODELESS,
+    HAMMING1,
+    HAMMING2,
+    OWN,
+    RANDOM,
+    UNSEEN,
+    _probing_order,
+    _random_negative,
+    next_in_class,
+    next_in_stream,
+)
+from bonlib.core.permutation import compiled
+
+_LOOKED = 8  # members of a bucket that are looked at for each place in the pool that is free
+FULL = 127 / 4  # levels of a sketch a standard deviation of a unit vector's entries
+
+
+class Sketches(NamedTuple):
+    """What is remembered of each identity, and scratch space."""
+
+    rows: NDArray[np.int8]  # (num_classes, dim)
+    mark: NDArray[np.int32]  # (num_classes,) the last stamp of an identity
+    stamp: NDArray[np.int32]  # (1,) the last stamp that was given
+
+
+class Dial(NamedTuple):
+    """How many candidates there are, and which ranks of their order are drawn from."""
+
+    pool: int  # candidates at most
+    first: int  # rank from which
+    last: int  # rank up to which, itself left out
+    bits: int  # of the code that are flipped in search of candidates, 0 or all
+    by_class: int  # 1 where the table holds identities, 0 where it holds samples
+
+
+def new_sketches(num_classes: int, dim: int) -> Sketches:
+    """Nothing is remembered yet."""
+    return Sketches(
+        np.zeros((num_classes, dim), dtype=np.int8), np.zeros(num_classes, dtype=np.int32), np.zeros(1, dtype=np.int32)
+    )
+
+
+def clear_marks(sketches: Sketches, room: int) -> None:
+    """Begin the stamps anew before ``room`` more would overflow."""
+    if sketches.stamp[0] > 2**31 - 2 - room:
+        sketches.mark[:] = 0
+        sketches.stamp[0] = 0
+
+
+@compiled
+def _gather(bucket, found, classes_found, dial, of, buckets, sketches, rng):  # pragma: no cover
+    """Add identities of a bucket to the candidates, from a random member on; returns how many there are."""
+    n, start = buckets.size[bucket], buckets.start[bucket]
+    if n == 0:
+        return found
+    at = rng.integers(0, n)
+    for _ in range(min(n, _LOOKED * (dial.pool - found))):
+        entry = buckets.pool[start + at]
+        at = at + 1 if at + 1 < n else 0
+        c = entry if dial.by_class else of[entry]
+        if sketches.mark[c] != sketches.stamp[0]:
+            sketches.mark[c] = sketches.stamp[0]
+            classes_found[found] = c
+            found += 1
+            if found == dial.pool:
+                break
+    return found
+
+
+@compiled
+def pool_of(anchor, dial, buckets, classes, sketches, rng, candidates, ends):  # pragma: no cover
+    """The candidates of an anchor, nearest first by their sketches; returns how many, -1 where it has no code.
+
+    Args:
+        anchor: a sample.
+        dial: how many, and what the table holds.
+        buckets: of the table.
+        classes: of the data set.
+        sketches: of the identities.
+        rng: where in a bucket to begin.
+        candidates: ``(pool,)`` int64, is written to: identities.
+        ends: ``(2,)`` int64, is written to: how many came from the own bucket, and from those one bit away.
+    """
+    c = classes.of[anchor]
+    entry = c if dial.by_class else anchor
+    code = buckets.code[entry]
+    if code == UNSEEN:
+        return -1
+    sketches.stamp[0] += 1
+    sketches.mark[c] = sketches.stamp[0]
+    bits, of = dial.bits, classes.of
+    flips = np.empty(bits, dtype=np.int64)
+    _probing_order(buckets.near[entry], bits, flips)
+    found = _gather(code, 0, candidates, dial, of, buckets, sketches, rng)
+    ends[0] = found
+    for i in range(bits):
+        if found == dial.pool:
+            break
+        found = _gather(code ^ (1 << flips[i]), found, candidates, dial, of, buckets, sketches, rng)
+    ends[1] = found
+    for j in range(1, bits):
+        for i in range(j):
+            if found == dial.pool:
+                break
+            other = code ^ (1 << flips[i]) ^ (1 << flips[j])
+            found = _gather(other, found, candidates, dial, of, buckets, sketches, rng)
+    return found
+
+
+@compiled
+def _ordered(c, candidates, found, sketches):  # pragma: no cover
+    """Positions of the candidates, nearest first; of equals the one that was found first."""
+    apart = np.empty(found, dtype=np.int64)
+    rows = sketches.rows
+    for i in range(found):
+        total = np.int32(0)
+        for d in range(rows.shape[1]):
+            step = np.int32(rows[c, d]) - np.int32(rows[candidates[i], d])
+            total += step * step
+        apart[i] = np.int64(total) * len(candidates) + i  # no two are equal
+    return np.argsort(apart)
+
+
+@compiled
+def _source(place, ends):  # pragma: no cover
+    return OWN if place < ends[0] else HAMMING1 if place < ends[1] else HAMMING2
+
+
+@compiled
+def draw_window_seeds(anchors, shares, dial, buckets, classes, sketches, chance, tally):  # pragma: no cover
+    """One sample each of different classes, some from windows around the anchors, the others at random.
+
+    Args:
+        anchors: ``(n,)`` samples whose windows are used.
+        shares: classes in all, and how many of them come from windows.
+        dial: of hardness.
+        buckets: of the table.
+        classes: of the data set.
+        sketches: of the identities.
+        chance: streams and generator.
+        tally: ``(5,)`` counts where the classes are from.
+    """
+    num_classes, from_windows = shares
+    streams, rng = chance
+    seeds, taken = np.empty(num_classes, dtype=np.int64), np.empty(num_classes, dtype=np.int64)
+    candidates, ends = np.empty(dial.pool, dtype=np.int64), np.empty(2, dtype=np.int64)
+    found = 0
+    for g in range(len(anchors)):
+        anchor = anchors[g]
+        c = classes.of[anchor]
+        wanted = from_windows * (g + 1) // len(anchors)
+        if found < wanted and c not in taken[:found]:
+            seeds[found], taken[found] = anchor, c
+            found += 1
+        n = pool_of(anchor, dial, buckets, classes, sketches, rng, candidates, ends) if found < wanted else 0
+        if n > 0:
+            order = _ordered(c, candidates, n, sketches)
+            first = dial.first if dial.first < n else 0
+            last = min(dial.last, n)
+            for i in range(first, n):  # the window in random order, and behind it the next in theirs
+                if found == wanted:
+                    break
+                if i < last:
+                    j = rng.integers(i, last)
+                    order[i], order[j] = order[j], order[i]
+                other = candidates[order[i]]
+                if other not in taken[:found]:
+                    seeds[found], taken[found] = next_in_class(other, classes, rng), other
+                    found += 1
+                    tally[_source(order[i], ends)] += 1
+        tally[RANDOM if n >= 0 else CODELESS] += wanted - found
+        if g == len(anchors) - 1:
+            wanted = num_classes  # the share that is to be random
+        while found < wanted:
+            c = next_in_stream(CLASSES, len(classes.first), streams, rng)
+            if c not in taken[:found]:
+                seeds[found], taken[found] = next_in_class(c, classes, rng), c
+                found += 1
+    return seeds
+
+
+@compiled
+def draw_window_negatives(anchors, dial, buckets, classes, sketches, rng, tally):  # pragma: no cover
+    """A sample of an identity in each anchor's window, or a random negative: ``(n,)`` to ``(n,)``."""
+    drawn = np.empty(len(anchors), dtype=np.int64)
+    candidates, ends = np.empty(dial.pool, dtype=np.int64), np.empty(2, dtype=np.int64)
+    for i in range(len(anchors)):
+        c = classes.of[anchors[i]]
+        n = pool_of(anchors[i], dial, buckets, classes, sketches, rng, candidates, ends)
+        if n > 0:
+            order = _ordered(c, candidates, n, sketches)
+            first = dial.first if dial.first < n else 0
+            place = order[rng.integers(first, max(min(dial.last, n), first + 1))]
+            drawn[i] = next_in_class(candidates[place], classes, rng)
+            tally[_source(place, ends)] += 1
+        else:
+            drawn[i] = _random_negative(c, classes, rng)
+            tally[RANDOM if n == 0 else CODELESS] += 1
+    return drawn
+
+
+@compiled
+def remember(class_ids, begins, rows, scale, momentum, sketches, seen, means):  # pragma: no cover
+    """Move the sketches of identities toward what a batch says of them; also writes the new means.
+
+    Args:
+        class_ids: ``(n,)`` identities in the batch, each once.
+        begins: ``(n + 1,)`` where the rows of each begin.
+        rows: ``(batch, dim)`` float32, identity after identity.
+        scale: levels of a sketch for one unit of a row.
+        momentum: share of the old sketch in the new one.
+        sketches: is written to.
+        seen: ``(n,)`` whether something is remembered already.
+        means: ``(n, dim)`` float32, is written to.
+    """
+    for i in range(len(class_ids)):
+        c, count = class_ids[i], begins[i + 1] - begins[i]
+        for d in range(rows.shape[1]):
+            total = np.float32(0)
+            for j in range(begins[i], begins[i + 1]):
+                total += rows[j, d]
+            value = total / np.float32(count)
+            if seen[i]:
+                value = momentum * (np.float32(sketches.rows[c, d]) / scale) + (np.float32(1) - momentum) * value
+            means[i, d] = value
+            sketches.rows[c, d] = np.int8(min(max(np.rint(value * scale), -127), 127))
