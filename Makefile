@@ -3,7 +3,7 @@ PYTHON ?= python3
 PRESET ?= quick
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-KERNELS := tests/test_table.py tests/test_bag.py tests/test_streams.py tests/test_stress.py
+KERNELS := tests/test_table.py tests/test_bag.py tests/test_streams.py tests/test_stress.py tests/test_pool.py
 JOBS ?= 2
 
 .PHONY: help study docs report test browser lab bench notebooks format clean

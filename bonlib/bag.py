@@ -1,8 +1,8 @@
-"""Bag of Negatives: a hasher and a table, from which sets, triplets and pairs are drawn."""
+"""Bag of Negatives: a hash, a table and sketches, from which sets, triplets and pairs are drawn."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import log2
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,27 +15,44 @@ from bonlib.core.hashing import Hash
 from bonlib.core.kernels import CODELESS, OWN, SOURCES, UNSEEN, draw_negatives, draw_seeds, read_codes
 from bonlib.core.layout import Form, Ids
 from bonlib.core.miner import Miner
+from bonlib.core.pool import (
+    Dial,
+    clear_marks,
+    draw_window_negatives,
+    draw_window_seeds,
+    new_sketches,
+    ordered,
+    pool_of,
+    remember,
+)
 from bonlib.core.table import MAX_BITS, BucketTable
 
-_STAMPS = 2**31 - 1  # sets until the marks of classes begin anew
+Unit = Literal["identity", "sample"]
+_BAGS = 4  # of a set, where nothing else is asked for
+_LEARNED, _AT_ONCE = 200, 128  # batches that the hash learns from where the table is filled at once, and their size
+_FAR = 1e3  # times the usual length of an embedding: no sketch needs to know more
 
 
 class BagOfNegatives(Miner):
     """Batch sampler that draws hard negatives from hash buckets over the whole training set, O(1) a step.
 
-    Each sample has a short binary code from a linear autoencoder that learns online; samples of other classes in the
-    anchor's bucket are its bag of negatives. A step corrects the codes of the samples that it forwarded, all others
-    stay stale. What is drawn, by ``form``:
+    **First stage.** A short binary code from a linear autoencoder that learns online puts each identity into a bucket;
+    the code is that of the running mean of the identity's embeddings. A step corrects the codes of the identities
+    that it forwarded, all others stay stale.
 
-    * ``"set"``: P classes of ``per_class`` samples. The classes come from the bucket of an anchor (or of ``bags``
-      anchors), and where it has too few from its Hamming-1 and Hamming-2 neighbours, nearest hyperplane first.
-    * ``"triplet"``: anchors, positives, negatives, each a third of the batch; a negative is a uniform draw from the
-      bag. An empty bag falls back on Hamming-1 neighbours, nearest hyperplane first, then on a random negative.
+    **Second stage.** Identities in the anchor's bucket, and in those one and two bits away, nearest hyperplane first,
+    are its pool. They are ordered by sketches, the running means in eight bits a dimension, and drawn from a window of
+    ranks: the dial of hardness. What is drawn, by ``form``:
+
+    * ``"set"``: P classes of ``per_class`` samples, from the windows of ``bags`` anchors.
+    * ``"triplet"``: anchors, positives, negatives, each a third of the batch; a negative is a sample of an identity in
+      the anchor's window.
     * ``"pair"``: anchors and their positives, other anchors and their negatives, each a quarter of the batch.
 
     An anchor that has no code yet gets random negatives, so that training starts as random sampling and turns to
-    bags as the table fills, which one pass does. Cost a step: O(batch), whatever the number of samples or
-    classes. Memory: some 30 bytes a sample and 20 a class, table, labels and class index together.
+    windows as the table fills, which one pass does; :meth:`fill` does it at once. Cost a step: O(batch · pool),
+    whatever the number of samples or classes. Memory: some 12 bytes a sample and 45 + ``dim`` a class, table, sketches,
+    labels and class index together. :meth:`as_published` has the first stage alone, over samples, as we read the paper.
 
     Through a ``DataLoader`` with workers, batches are drawn some steps ahead of the updates; that is harmless, their
     codes are only that much staler. Call ``update`` in the main process.
@@ -46,10 +63,17 @@ class BagOfNegatives(Miner):
         form: ``"set"``, ``"triplet"`` or ``"pair"``.
         batch_size: indices in a batch: a multiple of ``per_class``, 3 or 4 by form.
         per_class: samples of each class in a set; smaller classes are drawn with replacement.
-        bags: buckets that the classes of a set come from.
+        bags: anchors whose windows, or buckets, the classes of a set come from; by default four, or as many as there
+            are classes in a set.
+        unit: what the table holds: ``"identity"``, or ``"sample"`` with a code for each sample.
+        pool: candidates at most, 0 to 4096; with 0 classes and negatives are drawn from buckets as they are, which is
+            for ``unit="sample"``.
+        window: ranks of the pool that are drawn from, ``(first, last)``, the last left out. A higher first skips the
+            nearest, which may be wrong labels; a higher last is easier.
+        momentum: share of the old running mean in the new one, 0 to 0.99.
         random_share: share of the classes of a set, or of the negatives, that are drawn at random instead: 0 to 1.
         probe: whether a bucket with too few others is helped out by its Hamming neighbours, before random samples are.
-        bits: length of the code, 1 to 24; by default so that a bucket of the filled table holds some 15 to 30 samples.
+        bits: length of the code, 1 to 24; by default so that a bucket of the filled table holds some 15 to 30 entries.
         hasher: name of a hash (:func:`~bonlib.core.hashes.list_hashers`), or a :class:`~bonlib.core.hashing.Hash`,
             which brings its own ``bits``.
         steps: batches that one iteration yields; by default one pass, ``num_samples // batch_size``.
@@ -59,7 +83,7 @@ class BagOfNegatives(Miner):
         ValueError: if an argument is out of its range; the message says what is allowed.
 
     Source: Gajić, Amato, Gatta, "Fast hard negative mining for deep metric learning", Pattern Recognition 2021. How
-    sets are filled, the start, and the fall-backs are our reading.
+    sets are filled, the start, and the fall-backs are our reading; identities and the second stage are ours.
 
     Example:
         >>> labels = np.repeat(np.arange(50), 4)
@@ -80,7 +104,11 @@ class BagOfNegatives(Miner):
         form: Form = "set",
         batch_size: int = 128,
         per_class: int = 4,
-        bags: int = 1,
+        bags: int | None = None,
+        unit: Unit = "identity",
+        pool: int = 64,
+        window: tuple[int, int] = (0, 16),
+        momentum: float = 0.5,
         random_share: float = 0.0,
         probe: bool = True,
         bits: int | None = None,
@@ -90,10 +118,20 @@ class BagOfNegatives(Miner):
     ) -> None:
         super().__init__(labels, dim, form=form, batch_size=batch_size, per_class=per_class, steps=steps, seed=seed)
         most = self.batch_size // self.per_class if form == "set" else None
+        bags = min(_BAGS, most or 1) if bags is None else bags
         self.bags = whole_number("bags", bags, 1, most, "A set has no more classes." if most else "")
+        if unit not in ("identity", "sample"):
+            raise ValueError(f"unit is {unit!r}; allowed are 'identity' and 'sample'.")
+        self.unit, self.pool = unit, whole_number("pool", pool, 0, 4096, "0 draws from buckets as they are.")
+        if unit == "identity" and not self.pool:
+            raise ValueError("unit is 'identity' and pool 0; buckets of identities need a pool of at least 1.")
+        first, last = window
+        self.window = whole_number("window[0]", first, 0), whole_number("window[1]", last, first + 1)
+        self.momentum = real_number("momentum", momentum, 0, 0.99)
         self.random_share, self.probe = real_number("random_share", random_share, 0, 1), bool(probe)
+        self.num_entries = len(self.classes) if unit == "identity" else self.num_samples
         if isinstance(hasher, str):
-            bits = default_bits(self.num_samples) if bits is None else whole_number("bits", bits, 1, MAX_BITS)
+            bits = default_bits(self.num_entries) if bits is None else whole_number("bits", bits, 1, MAX_BITS)
             hasher = make_hasher(hasher, self.dim, bits, seed=self.seed)
         elif hasher.dim != self.dim or bits not in (None, hasher.bits):
             raise ValueError(
@@ -101,13 +139,24 @@ class BagOfNegatives(Miner):
                 "give the same, or leave bits out."
             )
         self.hasher = hasher
-        self.table = BucketTable(self.num_samples, hasher.bits)
-        self._corrected = np.zeros(self.num_samples, dtype=np.int32)  # the update that last corrected a sample
+        self.table = BucketTable(self.num_entries, hasher.bits)
+        self._corrected = np.zeros(self.num_entries, dtype=np.int32)  # the update that last corrected an entry
         self._updates = self._batches = 0
-        self._mark = np.zeros(len(self.classes), dtype=np.int32)  # scratch: the last set that a class was put in
-        self._sets = 0
+        self._sketches = new_sketches(len(self.classes), self.dim if self.pool else 0)
+        self._seen = np.zeros(len(self.classes), dtype=bool)  # whether something is remembered of an identity
         self._tally = np.zeros(len(SOURCES), dtype=np.int64)
         self._churn = self._error = float("nan")
+
+    @classmethod
+    def as_published(cls, labels: ArrayLike | Tensor, dim: int, **options: Any) -> "BagOfNegatives":
+        """BoN as we read the paper: buckets of samples, one bag a set, uniform draws from a bucket.
+
+        Args:
+            labels: as of the class.
+            dim: as of the class.
+            **options: as of the class; ``unit``, ``pool``, ``window`` and ``momentum`` are set.
+        """
+        return cls(labels, dim, **{"bags": 1} | options | {"unit": "sample", "pool": 0})
 
     @property
     def bits(self) -> int:
@@ -130,23 +179,82 @@ class BagOfNegatives(Miner):
         ids, embeddings = self.checked(indices, embeddings)
         self._error = self.hasher.partial_fit(embeddings)
         self._updates += 1
-        before = self.table.codes(ids)
-        changed = before != self._correct(ids, embeddings)
+        before, codes = self._correct(ids, embeddings)
         if (seen := before != UNSEEN).any():
-            churn = float(changed[seen].mean())
+            churn = float((before != codes)[seen].mean())
             self._churn = churn if np.isnan(self._churn) else 0.98 * self._churn + 0.02 * churn
 
     def correct(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:
         """Give samples the codes of their embeddings without learning from them; arguments as of :meth:`update`."""
         self._correct(*self.checked(indices, embeddings))
 
-    def _correct(self, ids: Ids, embeddings: Tensor) -> Ids:
-        """Give samples the codes of their embeddings, and return these."""
-        projections = self.hasher.project(embeddings)  # (batch, bits)
+    def fill(self, embed: Callable[[Ids], Tensor], *, at_once: int = 4096) -> None:
+        """Look at the whole set once, so that no sample is unseen: for an encoder that is trained already.
+
+        The hash learns from some 25,000 random samples, then every sample gets its code. Without it the table fills
+        during the first pass.
+
+        Args:
+            embed: dataset indices ``(n,)`` to embeddings ``(n, dim)``, without gradients.
+            at_once: indices in a call of ``embed``.
+        """
+        rng = np.random.default_rng([self.seed, 1])
+        drawn = rng.permutation(self.num_samples)[: _LEARNED * _AT_ONCE]
+        for part in np.array_split(drawn, max(len(drawn) // at_once, 1)):
+            for rows in embed(part).split(_AT_ONCE):
+                self.hasher.partial_fit(rows)
+        order = self._classes.order.astype(np.int64)  # class after class: a sketch is the mean of all its samples
+        for begin in range(0, len(order), at_once):
+            ids = order[begin : begin + at_once].copy()
+            self._correct(*self.checked(ids, embed(ids)))
+
+    def _correct(self, ids: Ids, embeddings: Tensor) -> tuple[Ids, Ids]:
+        """Bring sketches and codes up to date with embeddings; returns the codes of their entries before and after."""
+        entries, rows = ids, embeddings
+        if self.pool:
+            scaled = (embeddings / self.hasher.scale).clamp(-_FAR, _FAR).cpu().numpy()
+            classes, means = remember(self.class_of[ids], scaled, self.momentum, self._sketches, self._seen)
+            self._seen[classes] = True
+            if self.unit == "identity":
+                entries, rows = classes, torch.from_numpy(means).to(embeddings.device) * self.hasher.scale
+        projections = self.hasher.project(rows)  # (entries, bits)
         codes, near = read_codes(projections.to(torch.float32).cpu().numpy())
-        self.table.move(ids, codes, near)
-        self._corrected[ids] = self._updates
-        return codes
+        before = self.table.codes(entries)
+        self.table.move(entries, codes, near)
+        self._corrected[entries] = self._updates
+        return before, codes
+
+    def codes(self, ids: ArrayLike | Tensor) -> Ids:
+        """Codes of samples, or of their identities where these are hashed: ``(n,)``, -1 where there is none yet."""
+        ids = check_indices("ids", ids, self.num_samples)
+        return self.table.codes(self.class_of[ids] if self.unit == "identity" else ids)
+
+    def members(self, code: int) -> Ids:
+        """Samples in a bucket, or of the identities in it: ``(n,)`` dataset indices."""
+        entries = self.table.bucket(code)
+        if self.unit == "sample":
+            return entries
+        first, count = self._classes.first[entries], self._classes.count[entries]
+        ranges = [np.arange(begin, begin + n) for begin, n in zip(first, count, strict=True)]
+        return self._classes.order[np.concatenate([np.empty(0, dtype=np.int64), *ranges])].astype(np.int64)
+
+    def candidates(self, i: int) -> Ids:
+        """The pool of sample ``i``: identities near it, nearest first.
+
+        Args:
+            i: dataset index.
+
+        Returns:
+            ``(n,)`` positions in :attr:`classes`, at most ``pool``; empty where the sample has no code yet.
+        """
+        i = int(check_indices("i", [i], self.num_samples)[0])
+        found = np.empty(self.pool, dtype=np.int64)
+        clear_marks(self._sketches, 1)
+        n = pool_of(
+            i, self._dial, self.table.buckets, self._classes, self._sketches, np.random.default_rng(self.seed), found,
+            np.empty(2, dtype=np.int64),
+        )  # fmt: skip
+        return found[ordered(int(self.class_of[i]), found, max(n, 0), self._sketches)]
 
     def negatives(self, i: int, k: int | None = None) -> Ids:
         """The bag of sample ``i``: dataset indices of the samples of other classes in its bucket.
@@ -159,8 +267,8 @@ class BagOfNegatives(Miner):
             ``(size of the bag,)`` or ``(k,)`` int64; empty where the sample has no code yet or the bag is empty.
         """
         i = int(check_indices("i", [i], self.num_samples)[0])
-        code = self.table.codes([i])[0]
-        bucket = self.table.bucket(code) if code != UNSEEN else np.empty(0, dtype=np.int64)
+        code = int(self.codes([i])[0])
+        bucket = self.members(code) if code != UNSEEN else np.empty(0, dtype=np.int64)
         bag = bucket[self.class_of[bucket] != self.class_of[i]]
         return bag if k is None or not len(bag) else self._rng.choice(bag, size=k)
 
@@ -184,7 +292,7 @@ class BagOfNegatives(Miner):
         drawn, coded = self._tally.sum(), self._tally[:CODELESS].sum()
         return {
             "bits": self.bits,
-            "filled": self.table.filled / self.num_samples,
+            "filled": self.table.filled / self.num_entries,
             "entropy_bits": float(-(share * np.log2(share)).sum()) + 0.0,
             "balance": self._balance(),
             "buckets_used": len(used) / len(sizes),
@@ -220,6 +328,8 @@ class BagOfNegatives(Miner):
         return super().state_dict() | {
             "table": self.table.state_dict(),
             "hasher": self.hasher.state_dict(),
+            "sketches": torch.from_numpy(self._sketches.rows.copy()),
+            "seen": torch.from_numpy(self._seen.copy()),
             "corrected": torch.from_numpy(self._corrected.copy()),
             "updates": self._updates,
             "batches": self._batches,
@@ -230,12 +340,16 @@ class BagOfNegatives(Miner):
 
     def _load(self, state: Mapping[str, Any]) -> None:
         super()._load(state)
-        table = BucketTable(self.num_samples, self.bits)
+        table = BucketTable(self.num_entries, self.bits)
         table.load_state_dict(state["table"])
-        corrected, tally = as_array(state["corrected"]), as_array(state["tally"])
-        if (corrected.shape, tally.shape) != (self._corrected.shape, self._tally.shape):
-            raise ValueError(f"state is damaged: corrected has shape {corrected.shape}, tally {tally.shape}.")
-        self.table, self._corrected, self._tally = table, corrected.astype(np.int32), tally.astype(np.int64)
+        arrays = {name: as_array(state[name]) for name in ("corrected", "tally", "sketches", "seen")}
+        own = (self._corrected, self._tally, self._sketches.rows, self._seen)
+        for (name, array), mine in zip(arrays.items(), own, strict=True):
+            if array.shape != mine.shape or array.dtype != mine.dtype:
+                raise ValueError(f"state is damaged: {name} has dtype {array.dtype} and shape {array.shape}.")
+        self.table, self._corrected, self._tally = table, arrays["corrected"].copy(), arrays["tally"].copy()
+        self._sketches = self._sketches._replace(rows=arrays["sketches"].copy())
+        self._seen = arrays["seen"].copy()
         self._updates = whole_number("updates", state["updates"], 0, 2**31 - 1)
         self._batches = whole_number("batches", state["batches"], 0)
         self._churn, self._error = float(state["churn"]), float(state["error"])
@@ -243,16 +357,18 @@ class BagOfNegatives(Miner):
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         super()._check_state(state)
-        own_state(state, "a bag", ("table", "hasher", "corrected", "tally", "updates", "batches", "churn", "error"))
+        parts = ("table", "hasher", "sketches", "seen", "corrected", "tally", "updates", "batches", "churn", "error")
+        own_state(state, "a bag", parts)
 
     def _config(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("bits", "bags", "random_share", "probe")}
+        names = ("bits", "bags", "unit", "pool", "window", "momentum", "random_share", "probe")
+        own = {name: getattr(self, name) for name in names}
         return super()._config() | own
 
     @property
     def nbytes(self) -> int:
-        """Bytes held for samples, classes and buckets: table, labels, class index."""
-        arrays = (self.classes, *self._classes, self._corrected, self._mark)
+        """Bytes held for samples, classes and buckets: table, labels, class index, sketches."""
+        arrays = (self.classes, *self._classes, self._corrected, *self._sketches, self._seen)
         return self.table.nbytes + sum(array.nbytes for array in arrays)
 
     def _draw_batch(self) -> Ids:
@@ -260,28 +376,34 @@ class BagOfNegatives(Miner):
         return super()._draw_batch()
 
     @property
-    def _probed(self) -> int:
-        """How many bits to flip in search of others."""
-        return self.bits if self.probe else 0
+    def _dial(self) -> Dial:
+        return Dial(self.pool, *self.window, self.bits if self.probe else 0, int(self.unit == "identity"))
 
     def draw_seeds(self, num_classes: int) -> Ids:
-        """One sample each of ``num_classes`` classes, from the buckets of ``bags`` anchors and those near them."""
+        """One sample each of ``num_classes`` classes, from what is near ``bags`` anchors."""
         count = whole_number("num_classes", num_classes, 1, len(self.classes))
-        if self._sets == _STAMPS:
-            self._sets = 0
-            self._mark[:] = 0
-        self._sets += 1
-        shares = count, round((1 - self.random_share) * count)
-        chance = self._streams, self._rng
+        shares, chance = (count, round((1 - self.random_share) * count)), (self._streams, self._rng)
+        anchors, sketches = self.draw_anchors(self.bags), self._sketches
+        clear_marks(sketches, self.bags + 1)
+        if self.pool:
+            return draw_window_seeds(
+                anchors, shares, self._dial, self.table.buckets, self._classes, sketches, chance, self._tally
+            )
+        sketches.stamp[0] += 1
         return draw_seeds(
-            self.draw_anchors(self.bags), shares, self._sets, self._mark, self._probed, self.table.buckets,
+            anchors, shares, int(sketches.stamp[0]), sketches.mark, self._dial.bits, self.table.buckets,
             self._classes, chance, self._tally,
         )  # fmt: skip
 
     def draw_negatives(self, anchors: ArrayLike) -> Ids:
-        """A sample of each anchor's bag, or of the fall-backs: ``(n,)`` to ``(n,)``."""
+        """A sample of each anchor's window or bag, or of the fall-backs: ``(n,)`` to ``(n,)``."""
         ids = check_indices("anchors", anchors, self.num_samples)
-        drawn = draw_negatives(ids, self._probed, self.table.buckets, self._classes, self._rng, self._tally)
+        dial, buckets, classes = self._dial, self.table.buckets, self._classes
+        clear_marks(self._sketches, len(ids))
+        if self.pool:
+            drawn = draw_window_negatives(ids, dial, buckets, classes, self._sketches, self._rng, self._tally)
+        else:
+            drawn = draw_negatives(ids, dial.bits, buckets, classes, self._rng, self._tally)
         if self.random_share:
             drawn = np.where(self._rng.random(len(ids)) < self.random_share, self.random_negatives(ids), drawn)
         return drawn

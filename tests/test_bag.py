@@ -27,7 +27,8 @@ def clustered(labels, seed: int = 0) -> torch.Tensor:
 
 
 def make(labels, form="set", **options) -> BagOfNegatives:
-    return BagOfNegatives(labels, DIM, form=form, **{"batch_size": SIZES[form], "bits": 3} | options)
+    """The first stage alone, whose buckets a test can count."""
+    return BagOfNegatives.as_published(labels, DIM, form=form, **{"batch_size": SIZES[form], "bits": 3} | options)
 
 
 def train(miner: Miner, embeddings: torch.Tensor, passes: int = 1) -> list[list[int]]:

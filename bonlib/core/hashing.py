@@ -67,6 +67,11 @@ class Hash(ABC):
         self._lengths: list[float] = []  # usual length of the last batches
         self._scale = 1.0
 
+    @property
+    def scale(self) -> float:
+        """The usual length of an embedding, as a power of two."""
+        return self._scale
+
     @abstractmethod
     def learn(self, rows: Tensor) -> Tensor | None:
         """Learn from a batch.

@@ -112,7 +112,7 @@ def random_seeds(n, streams, classes, rng):  # pragma: no cover
 
 
 @compiled
-def _random_negative(c, classes, rng):  # pragma: no cover
+def random_negative(c, classes, rng):  # pragma: no cover
     """A uniform draw from the samples that are not of class ``c``: those before and after it in the order."""
     at = rng.integers(0, len(classes.order) - classes.count[c])
     return classes.order[at if at < classes.first[c] else at + classes.count[c]]
@@ -123,7 +123,7 @@ def random_negatives(ids, classes, rng):  # pragma: no cover
     """A uniform draw from the samples of other classes, for each of ``ids``."""
     drawn = np.empty(len(ids), dtype=np.int64)
     for i in range(len(ids)):
-        drawn[i] = _random_negative(classes.of[ids[i]], classes, rng)
+        drawn[i] = random_negative(classes.of[ids[i]], classes, rng)
     return drawn
 
 
@@ -167,7 +167,7 @@ def read_codes(projections):  # pragma: no cover
 
 
 @compiled
-def _probing_order(near, bits, order):  # pragma: no cover
+def probing_order(near, bits, order):  # pragma: no cover
     """Write all ``bits`` into ``order``, each once: those that ``near`` names, in its order, then the others."""
     known, flagged = 0, 0
     for j in range(_NEAR + bits):
@@ -221,13 +221,13 @@ def draw_negatives(anchors, bits, buckets, classes, rng, tally):  # pragma: no c
         if code != UNSEEN:
             found, source = _negative_in(code, c, classes.of, buckets, rng), OWN
             if found == -1:
-                _probing_order(buckets.near[anchor], bits, flips)
+                probing_order(buckets.near[anchor], bits, flips)
             for bit in flips:
                 if found != -1:
                     break
                 found, source = _negative_in(code ^ (1 << bit), c, classes.of, buckets, rng), HAMMING1
         if found == -1:
-            found = _random_negative(c, classes, rng)
+            found = random_negative(c, classes, rng)
             source = RANDOM if code != UNSEEN else CODELESS
         drawn[i] = found
         tally[source] += 1
@@ -284,7 +284,7 @@ def draw_seeds(anchors, shares, stamp, mark, bits, buckets, classes, chance, tal
             found = _take(code, seeds, found, wanted, stamp, mark, classes.of, buckets, rng)
             tally[OWN] += found - before
             before = found
-            _probing_order(buckets.near[anchor], bits, flips)
+            probing_order(buckets.near[anchor], bits, flips)
             for i in range(bits):
                 if found == wanted:
                     break

@@ -18,10 +18,10 @@ from bonlib.core.kernels import (
     OWN,
     RANDOM,
     UNSEEN,
-    _probing_order,
-    _random_negative,
     next_in_class,
     next_in_stream,
+    probing_order,
+    random_negative,
 )
 from bonlib.core.permutation import compiled
 
@@ -104,7 +104,7 @@ def pool_of(anchor, dial, buckets, classes, sketches, rng, candidates, ends):  #
     sketches.mark[c] = sketches.stamp[0]
     bits, of = dial.bits, classes.of
     flips = np.empty(bits, dtype=np.int64)
-    _probing_order(buckets.near[entry], bits, flips)
+    probing_order(buckets.near[entry], bits, flips)
     found = _gather(code, 0, candidates, dial, of, buckets, sketches, rng)
     ends[0] = found
     for i in range(bits):
@@ -122,7 +122,7 @@ def pool_of(anchor, dial, buckets, classes, sketches, rng, candidates, ends):  #
 
 
 @compiled
-def _ordered(c, candidates, found, sketches):  # pragma: no cover
+def ordered(c, candidates, found, sketches):  # pragma: no cover
     """Positions of the candidates, nearest first; of equals the one that was found first."""
     apart = np.empty(found, dtype=np.int64)
     rows = sketches.rows
@@ -168,7 +168,7 @@ def draw_window_seeds(anchors, shares, dial, buckets, classes, sketches, chance,
             found += 1
         n = pool_of(anchor, dial, buckets, classes, sketches, rng, candidates, ends) if found < wanted else 0
         if n > 0:
-            order = _ordered(c, candidates, n, sketches)
+            order = ordered(c, candidates, n, sketches)
             first = dial.first if dial.first < n else 0
             last = min(dial.last, n)
             for i in range(first, n):  # the window in random order, and behind it the next in theirs
@@ -202,24 +202,23 @@ def draw_window_negatives(anchors, dial, buckets, classes, sketches, rng, tally)
         c = classes.of[anchors[i]]
         n = pool_of(anchors[i], dial, buckets, classes, sketches, rng, candidates, ends)
         if n > 0:
-            order = _ordered(c, candidates, n, sketches)
+            order = ordered(c, candidates, n, sketches)
             first = dial.first if dial.first < n else 0
             place = order[rng.integers(first, max(min(dial.last, n), first + 1))]
             drawn[i] = next_in_class(candidates[place], classes, rng)
             tally[_source(place, ends)] += 1
         else:
-            drawn[i] = _random_negative(c, classes, rng)
+            drawn[i] = random_negative(c, classes, rng)
             tally[RANDOM if n == 0 else CODELESS] += 1
     return drawn
 
 
 @compiled
-def remember(class_ids, begins, rows, scale, momentum, sketches, seen, means):  # pragma: no cover
+def _remember(batch, rows, scale, momentum, sketches, seen, means):  # pragma: no cover
     """Move the sketches of identities toward what a batch says of them; also writes the new means.
 
     Args:
-        class_ids: ``(n,)`` identities in the batch, each once.
-        begins: ``(n + 1,)`` where the rows of each begin.
+        batch: identities ``(n,)``, each once, and where the rows of each begin ``(n + 1,)``.
         rows: ``(batch, dim)`` float32, identity after identity.
         scale: levels of a sketch for one unit of a row.
         momentum: share of the old sketch in the new one.
@@ -227,6 +226,7 @@ def remember(class_ids, begins, rows, scale, momentum, sketches, seen, means):  
         seen: ``(n,)`` whether something is remembered already.
         means: ``(n, dim)`` float32, is written to.
     """
+    class_ids, begins = batch
     for i in range(len(class_ids)):
         c, count = class_ids[i], begins[i + 1] - begins[i]
         for d in range(rows.shape[1]):
@@ -238,3 +238,27 @@ def remember(class_ids, begins, rows, scale, momentum, sketches, seen, means):  
                 value = momentum * (np.float32(sketches.rows[c, d]) / scale) + (np.float32(1) - momentum) * value
             means[i, d] = value
             sketches.rows[c, d] = np.int8(min(max(np.rint(value * scale), -127), 127))
+
+
+def remember(
+    class_of: NDArray[np.int32], rows: NDArray[np.float32], momentum: float, sketches: Sketches, seen: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Move the sketches of the identities in a batch toward the mean of their rows.
+
+    Args:
+        class_of: ``(batch,)`` identity of each row.
+        rows: ``(batch, dim)`` of about unit length.
+        momentum: share of the old sketch in the new one, 0 to below 1.
+        sketches: is written to.
+        seen: ``(num_classes,)`` whether something is remembered of an identity already.
+
+    Returns:
+        The identities ``(n,)``, each once, and the running means ``(n, dim)`` that their sketches stand for.
+    """
+    order = np.argsort(class_of, kind="stable")
+    ids, begins = np.unique(class_of[order], return_index=True)
+    batch = ids.astype(np.int64), np.append(begins, len(order)).astype(np.int64)
+    means = np.empty((len(ids), rows.shape[1]), dtype=np.float32)
+    scale = np.float32(FULL * rows.shape[1] ** 0.5)
+    _remember(batch, np.ascontiguousarray(rows[order]), scale, np.float32(momentum), sketches, seen[ids], means)
+    return batch[0], means

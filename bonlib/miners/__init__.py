@@ -19,6 +19,7 @@ from bonlib.miners.subspaces import Subspaces
 
 _MINERS: dict[str, Callable[..., Miner]] = {
     "bag": BagOfNegatives,
+    "published-bag": BagOfNegatives.as_published,
     "random": RandomSampling,
     "class-based": ClassBased,
     "smart": SmartMining,

@@ -1,0 +1,203 @@
+"""The second stage: sketches, pools, windows, against brute force."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bonlib import BagOfNegatives
+from bonlib.core.kernels import UNSEEN
+from bonlib.core.pool import FULL
+
+DIM = 16
+labels = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 6))
+WIDE = {"pool": 100, "bits": 2, "batch_size": 24, "seed": 0}  # two bits away is everywhere: a pool holds all
+
+
+def embeddings(seed: int = 0) -> torch.Tensor:
+    """Unit vectors around a random centre for each class."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(40, DIM, generator=generator)
+    rows = centres[torch.from_numpy(labels)] + 0.3 * torch.randn(len(labels), DIM, generator=generator)
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def filled(**options) -> BagOfNegatives:
+    bag = BagOfNegatives(labels, DIM, **WIDE | options)
+    bag.fill(lambda ids: embeddings()[ids])
+    return bag
+
+
+def order_by_mean(anchor: int) -> list[int]:
+    """Other classes by the distance of their means, as a sketch would round them, nearest first."""
+    rows = embeddings().numpy()
+    means = np.stack([rows[labels == c].mean(axis=0, dtype=np.float32) for c in range(40)])
+    rounded = np.rint(means * np.float32(FULL * DIM**0.5)).clip(-127, 127).astype(np.int64)
+    apart = ((rounded - rounded[labels[anchor]]) ** 2).sum(axis=1)
+    return [int(c) for c in np.argsort(apart, kind="stable") if c != labels[anchor]]
+
+
+def distances(anchor: int, classes) -> list[int]:
+    rows = embeddings().numpy()
+    means = np.stack([rows[labels == c].mean(axis=0, dtype=np.float32) for c in range(40)])
+    rounded = np.rint(means * np.float32(FULL * DIM**0.5)).clip(-127, 127).astype(np.int64)
+    return ((rounded[classes] - rounded[labels[anchor]]) ** 2).sum(axis=1).tolist()
+
+
+@pytest.mark.parametrize("unit", ["identity", "sample"])
+def test_a_pool_that_holds_all_is_in_the_order_of_the_means(unit):
+    bag = filled(unit=unit)
+    for anchor in range(0, 240, 17):
+        found = bag.candidates(anchor)
+        assert sorted(found) == sorted(order_by_mean(anchor))
+        assert distances(anchor, found) == distances(anchor, order_by_mean(anchor))  # equals in any order
+
+
+def test_a_pool_takes_the_nearest_buckets_first():
+    bag = filled(bits=5, pool=8)
+    near = bag.table.buckets.near
+    for anchor in range(0, 240, 7):
+        c = int(labels[anchor])
+        code = int(bag.codes([anchor])[0])
+        flips = [int(near[c] >> (5 * place)) & 31 for place in range(5)]
+        levels = [[code], *[[code ^ 1 << bit] for bit in flips]]
+        levels += [[code ^ 1 << flips[i] ^ 1 << flips[j]] for j in range(1, 5) for i in range(j)]
+        left, expected = 8, []
+        found = set(bag.candidates(anchor).tolist())
+        for codes in levels:
+            here = [int(e) for e in bag.table.bucket(codes[0]) if e != c]
+            if len(here) <= left:
+                expected += here
+                left -= len(here)
+            else:  # of the last bucket any members
+                assert len(found - set(expected)) == left
+                assert found - set(expected) <= set(here)
+                left = 0
+            if not left:
+                break
+        assert set(expected) <= found
+
+
+@pytest.mark.parametrize("window", [(0, 7), (0, 20), (10, 30)])
+def test_sets_come_from_the_window(window):
+    bag = filled(window=window, bags=1, form="set")
+    for _ in range(20):
+        anchor, *others = labels[bag.draw_seeds(6)].tolist()
+        order = distances(
+            int(np.flatnonzero(labels == anchor)[0]), order_by_mean(int(np.flatnonzero(labels == anchor)[0]))
+        )
+        low, high = order[window[0]], order[window[1] - 1]
+        apart = distances(int(np.flatnonzero(labels == anchor)[0]), others)
+        assert all(low <= value <= high for value in apart)
+    assert bag.stats()["from_random"] == 0
+
+
+@pytest.mark.parametrize("form", ["triplet", "pair"])
+def test_negatives_come_from_the_window(form):
+    bag = filled(window=(3, 9), form=form)
+    anchors = np.arange(240)
+    for anchor, negative in zip(anchors, bag.draw_negatives(anchors), strict=True):
+        order = distances(anchor, order_by_mean(anchor))
+        assert order[3] <= distances(anchor, [labels[negative]])[0] <= order[8]
+
+
+def test_a_window_behind_the_pool_begins_at_its_front():
+    bag = filled(window=(1000, 2000), bags=1)
+    assert len(set(labels[bag.draw_seeds(6)])) == 6
+    assert bag.stats()["from_random"] == 0
+
+
+def test_a_sketch_is_a_running_mean():
+    bag = BagOfNegatives(labels, DIM, **WIDE, momentum=0.75)
+    ids, rows = np.flatnonzero(labels == 3), embeddings().numpy()
+    bag.correct(ids[:3], rows[ids[:3]])
+    bag.correct(np.r_[ids[3:], 0], np.concatenate([rows[ids[3:]], rows[:1]]))
+    expected = 0.75 * rows[ids[:3]].mean(axis=0) + 0.25 * rows[ids[3:]].mean(axis=0)
+    np.testing.assert_allclose(bag._sketches.rows[3] / (FULL * DIM**0.5), expected, atol=1 / (FULL * DIM**0.5))
+
+
+def test_codes_of_identities_are_those_of_their_means():
+    bag = filled(unit="identity", bits=4)
+    means = torch.stack([embeddings()[torch.from_numpy(labels == c)].mean(dim=0) for c in range(40)])
+    codes = bag.hasher.encode(means).numpy()
+    assert bag.codes(np.arange(240)).tolist() == codes[labels].tolist()
+    for code in np.unique(codes):
+        assert sorted(bag.members(code)) == np.flatnonzero(codes[labels] == code).tolist()
+    others = set(np.flatnonzero((codes[labels] == codes[labels[0]]) & (labels != labels[0])).tolist())
+    assert set(bag.negatives(0).tolist()) == others
+
+
+@pytest.mark.parametrize("unit", ["identity", "sample"])
+def test_filling_leaves_no_sample_without_a_code(unit):
+    bag = BagOfNegatives(labels, DIM, unit=unit, batch_size=24)
+    assert (bag.codes(np.arange(240)) == UNSEEN).all()
+    assert bag.candidates(0).size == 0
+    bag.fill(lambda ids: embeddings()[ids], at_once=50)
+    assert bag.stats()["filled"] == 1
+    assert (bag.codes(np.arange(240)) != UNSEEN).all()
+    assert bag.draw_seeds(6).size == 6
+    assert bag.stats()["from_unseen"] == 0
+
+
+def test_as_published_is_the_first_stage_alone():
+    published = BagOfNegatives.as_published(labels, DIM, batch_size=24)
+    assert (published.unit, published.pool, published.bags) == ("sample", 0, 1)
+    assert published.table.num_samples == 240
+    assert BagOfNegatives.as_published(labels, DIM, batch_size=24, bags=3).bags == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"unit": "class"}, "unit is 'class'; allowed are 'identity' and 'sample'"),
+        ({"unit": "identity", "pool": 0}, "buckets of identities need a pool"),
+        ({"pool": -1}, "pool is -1"),
+        ({"window": (4, 4)}, r"window\[1\] is 4; give at least 5"),
+        ({"momentum": 1}, "momentum is 1.0; allowed are 0 to 0.99"),
+    ],
+)
+def test_bad_dials_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        BagOfNegatives(labels, DIM, batch_size=24, **options)
+
+
+def test_a_huge_row_does_not_reach_beyond_its_own_identity():
+    bag, reference = filled(), filled()
+    row = embeddings()[:1] * 1e30
+    bag.correct([0], row)
+    others = np.flatnonzero(labels != labels[0])
+    assert (bag.codes(others) == reference.codes(others)).all()
+    kept = np.arange(40) != labels[0]
+    assert (bag._sketches.rows[kept] == reference._sketches.rows[kept]).all()
+
+
+@pytest.mark.parametrize("unit", ["identity", "sample"])
+@pytest.mark.parametrize("form", ["set", "triplet", "pair"])
+@settings(deadline=None, max_examples=25)
+@given(
+    data=st.data(), bits=st.integers(1, 8), counts=st.lists(st.integers(1, 7), min_size=5, max_size=9),
+    pool=st.integers(1, 12), first=st.integers(0, 6), share=st.sampled_from([0.0, 0.4, 1.0]), bags=st.integers(1, 3),
+)  # fmt: skip
+def test_no_state_leads_a_draw_out_of_its_arrays(unit, form, data, bits, counts, pool, first, share, bags):
+    """Filled by any public way; run once more with NUMBA_BOUNDSCHECK=1, where a wrong index is an IndexError."""
+    own = np.repeat(np.arange(len(counts)), counts)
+    bag = BagOfNegatives(
+        own, DIM, form=form, batch_size=12, per_class=4, bits=bits, unit=unit, pool=pool, window=(first, first + 3),
+        random_share=share, bags=bags if form == "set" else 1,
+    )  # fmt: skip
+    entries = len(counts) if unit == "identity" else len(own)
+    moved = data.draw(st.lists(st.integers(0, entries - 1), max_size=30))
+    codes = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=len(moved), max_size=len(moved)))
+    near = st.lists(st.integers(-(2**31), 2**31 - 1), min_size=len(moved), max_size=len(moved))
+    bag.table.move(moved, codes, np.array(data.draw(near), dtype=np.int32))
+    for batch in bag:
+        of = own[batch]
+        if form == "set":
+            groups = of.reshape(-1, 4)
+            assert (groups == groups[:, :1]).all()
+            assert len(set(groups[:, 0])) == 3
+    drawn = bag.draw_negatives(np.arange(len(own)))
+    assert (own[drawn] != own).all()
+    for count in range(1, len(counts) + 1):
+        assert len(set(own[bag.draw_seeds(count)])) == count
