@@ -2,6 +2,7 @@
 
 MINER_NAMES = {
     "bag": "BoN",
+    "published-bag": "published BoN",
     "random": "random",
     "class-based": "SCHEM",
     "smart": "smart mining",
