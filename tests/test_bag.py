@@ -361,7 +361,7 @@ def test_miners_leave_global_randomness_alone():
 def test_no_state_of_the_table_leads_a_draw_out_of_its_arrays(form, data, bits, counts, probe, share, bags):
     """Filled by any public way; run once more with NUMBA_BOUNDSCHECK=1, where a wrong index is an IndexError."""
     labels = np.repeat(np.arange(len(counts)), counts)
-    bag = BagOfNegatives(
+    bag = BagOfNegatives.as_published(
         labels, DIM, form=form, batch_size=12, per_class=4, bits=bits, probe=probe, random_share=share,
         bags=bags if form == "set" else 1,
     )  # fmt: skip
@@ -409,8 +409,8 @@ def test_sizes_that_would_overflow_are_refused():
 def test_marks_of_classes_begin_anew_before_they_overflow():
     labels = np.repeat(np.arange(20), 5)
     bag, reference = make(labels), make(labels)
-    bag._sets = 2**31 - 3
-    bag._mark[:] = np.arange(20) + 1  # as if marked by the first sets of all
+    bag._sketches.stamp[0] = 2**31 - 3
+    bag._sketches.mark[:] = np.arange(20) + 1  # as if marked by the first sets of all
     for _, batch, other in zip(range(6), bag, reference, strict=False):
         assert batch == other
         assert_layout(bag, labels, batch)

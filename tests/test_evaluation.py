@@ -79,7 +79,7 @@ def test_evaluation_restores_the_mode_and_takes_any_dataset():
 
 def test_bag_quality_by_brute_force():
     embeddings, labels = clusters([6] * 40, noise=0.4)
-    bag = BagOfNegatives(labels, dim=6, bits=3, batch_size=12)
+    bag = BagOfNegatives.as_published(labels, dim=6, bits=3, batch_size=12)
     hash_everything(bag, embeddings, passes=3)
     ours = bag_quality(bag, embeddings, k=5, anchors=240)
     found, chance = [], []

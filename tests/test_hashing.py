@@ -371,7 +371,7 @@ def test_update_takes_what_encoders_return(wrap):
     indices, embeddings = next(iter(bag)), units(40, 0).half().float()
     reference.update(indices, embeddings)
     bag.update(indices, wrap(embeddings.clone()))
-    assert bag.table.codes(indices).tolist() == reference.table.codes(indices).tolist()
+    assert bag.codes(indices).tolist() == reference.codes(indices).tolist()
 
 
 @pytest.mark.parametrize("output", [None, "text", {}, (), {"logits": torch.zeros(4)}, object(), 3.0])

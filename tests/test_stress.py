@@ -26,7 +26,7 @@ def embeddings_of(count: int, seed: int = 0) -> torch.Tensor:
 @given(order=st.lists(st.integers(0, 11), max_size=20))
 def test_late_repeated_and_missing_updates_keep_the_table_right_and_ages_true(form, order):
     labels = np.arange(120) // 5
-    bag = BagOfNegatives(labels, DIM, form=form, batch_size=24, steps=12, seed=1)
+    bag = BagOfNegatives.as_published(labels, DIM, form=form, batch_size=24, steps=12, seed=1)
     batches, embeddings = list(bag), embeddings_of(120)
     codes, corrected = np.full(120, -1), np.full(120, -1)
     for now, i in enumerate(order, start=1):  # any of the batches, in any order, any number of times
@@ -69,7 +69,7 @@ def test_draws_end_on_labels_that_are_not_nice(form, labels):
 @pytest.mark.parametrize("form", FORMS)
 def test_duplicates_that_share_one_code_leave_the_batches_what_they_should_be(form):
     labels = np.arange(400) // 2
-    bag = BagOfNegatives(labels, DIM, form=form, batch_size=24, steps=80, seed=0)
+    bag = BagOfNegatives.as_published(labels, DIM, form=form, batch_size=24, steps=80, seed=0)
     for indices in bag:
         bag.update(indices, torch.ones(24, DIM))
     assert bag.stats()["bucket_max"] == bag.table.filled  # all alike, all in one bucket
@@ -78,7 +78,7 @@ def test_duplicates_that_share_one_code_leave_the_batches_what_they_should_be(fo
 
 def test_a_bucket_of_one_giant_class_is_not_searched_for_the_few_others():
     labels = np.r_[np.zeros(200_000, dtype=int), 1, 1]
-    bag = BagOfNegatives(labels, DIM, form="triplet", batch_size=3, bits=2, seed=0)
+    bag = BagOfNegatives.as_published(labels, DIM, form="triplet", batch_size=3, bits=2, seed=0)
     bag.table.move(np.arange(len(labels)), np.zeros(len(labels), dtype=int))
     drawn = bag.draw_negatives(np.zeros(2000, dtype=np.int64))
     assert set(drawn) == {200_000, 200_001}

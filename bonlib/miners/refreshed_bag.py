@@ -34,7 +34,7 @@ class RefreshedBag(Refreshing):
         **layout: Any,
     ) -> None:
         super().__init__(labels, dim, every=every, warm_up=warm_up, **layout)
-        self.bag = BagOfNegatives(labels, dim, bags=bags, bits=bits, hasher=hasher, **layout)
+        self.bag = BagOfNegatives.as_published(labels, dim, bags=bags, bits=bits, hasher=hasher, **layout)
 
     def update(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:
         """That of :meth:`~bonlib.bag.BagOfNegatives.update`."""

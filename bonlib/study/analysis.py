@@ -133,7 +133,9 @@ def compare_bits(
 
     rows = []
     for length in bits:
-        bag = BagOfNegatives(labels, embeddings.shape[1], form="triplet", batch_size=129, bits=length, seed=seed)
+        bag = BagOfNegatives.as_published(
+            labels, embeddings.shape[1], form="triplet", batch_size=129, bits=length, seed=seed
+        )
         hash_everything(bag, embeddings, passes=passes)
         stats, quality = bag.stats(), bag_quality(bag, embeddings, anchors=300, seed=seed)
         bags = [len(bag.negatives(i)) for i in range(0, bag.num_samples, max(bag.num_samples // 300, 1))]
@@ -207,8 +209,12 @@ def hash_everything(bag: BagOfNegatives, embeddings: Tensor, *, batch_size: int 
 
 
 def code_staleness(bag: BagOfNegatives, embeddings: Tensor) -> float:
-    """Share of seen samples whose code in the table is not the one that their embedding of now would get."""
-    stored = torch.from_numpy(bag.table.codes(np.arange(bag.num_samples)))
+    """Share of entries with a code that is not the one that their embedding, or mean embedding, of now would get."""
+    if bag.unit == "identity":
+        labels = torch.from_numpy(bag.class_of.astype(np.int64))
+        sums = embeddings.new_zeros(len(bag.classes), embeddings.shape[1]).index_add_(0, labels, embeddings)
+        embeddings = sums / labels.bincount()[:, None]  # (classes, dim)
+    stored = torch.from_numpy(bag.table.codes(np.arange(bag.num_entries)))
     return float((bag.hasher.encode(embeddings) != stored)[stored != UNSEEN].float().mean())
 
 
@@ -222,7 +228,7 @@ def mixed_buckets(bag: BagOfNegatives, count: int, *, least: int = 8, seed: int 
     rng = np.random.default_rng(seed)
     chosen: list[NDArray[np.int64]] = []
     for code in rng.permutation(2**bag.bits):
-        members = bag.table.bucket(code)
+        members = bag.members(code)
         if len(members) >= least and len(np.unique(bag.class_of[members])) >= 3:
             chosen.append(rng.permutation(members))
         if len(chosen) == count:

@@ -62,7 +62,7 @@ class Story:
 
     def remember(self, step: int) -> None:
         """Keep codes and embeddings as they are now; embeds the whole data set."""
-        codes = self._bag.table.codes(np.arange(len(self.dataset)))
+        codes = self._bag.codes(np.arange(len(self.dataset)))
         embeddings = embed_all(self._encoder, self.dataset).half().cpu()
         self.moments.append(Moment(step, codes.astype(np.int32), embeddings))
 
