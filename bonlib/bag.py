@@ -143,7 +143,8 @@ class BagOfNegatives(Miner):
         self._corrected = np.zeros(self.num_entries, dtype=np.int32)  # the update that last corrected an entry
         self._updates = self._batches = 0
         self._sketches = new_sketches(len(self.classes), self.dim if self.pool else 0)
-        self._seen = np.zeros(len(self.classes), dtype=bool)  # whether something is remembered of an identity
+        # Whether something is remembered of an identity.
+        self._seen = np.zeros(len(self.classes) if self.pool else 0, dtype=bool)
         self._tally = np.zeros(len(SOURCES), dtype=np.int64)
         self._churn = self._error = float("nan")
 

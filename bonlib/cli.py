@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = _command(commands, "train", _train, "train an encoder, write its record and its weights")
     _data_arguments(train)
-    train.add_argument("--miner", default="bag", help="bag, random, … (default: %(default)s)")
+    train.add_argument("--miner", default="two-stage-bag", help="two-stage-bag, bag, random, … (default: %(default)s)")
     train.add_argument("--form", default="set", choices=("set", "triplet", "pair"))
     train.add_argument("--loss", default="", help="by default the usual one of the form")
     train.add_argument("--encoder", default="", help="small, ngrams for strings (the defaults), or a backbone of "

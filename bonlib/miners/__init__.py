@@ -18,8 +18,8 @@ from bonlib.miners.smart import SmartMining
 from bonlib.miners.subspaces import Subspaces
 
 _MINERS: dict[str, Callable[..., Miner]] = {
-    "bag": BagOfNegatives,
-    "published-bag": BagOfNegatives.as_published,
+    "bag": BagOfNegatives.as_published,
+    "two-stage-bag": BagOfNegatives,
     "random": RandomSampling,
     "class-based": ClassBased,
     "smart": SmartMining,
@@ -40,7 +40,7 @@ def make_miner(name: str, labels: ArrayLike | Tensor, dim: int, **options: Any) 
     """A miner by name.
 
     Args:
-        name: one of :func:`list_miners`.
+        name: one of :func:`list_miners`; ``"bag"`` is BoN as we read the paper, ``"two-stage-bag"`` the class's default.
         labels: ``(num_samples,)`` integers.
         dim: width of the embeddings.
         **options: what :class:`~bonlib.core.miner.Miner` takes, and the miner's own.

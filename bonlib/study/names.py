@@ -2,7 +2,7 @@
 
 MINER_NAMES = {
     "bag": "BoN",
-    "published-bag": "published BoN",
+    "two-stage-bag": "two-stage BoN",
     "random": "random",
     "class-based": "SCHEM",
     "smart": "smart mining",

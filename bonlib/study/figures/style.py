@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which people with the common kinds of colour blindness can tell apart.
 MINER_COLOURS = {
     "bag": "#D55E00",
-    "published-bag": "#B8860B",
+    "two-stage-bag": "#7A0177",
     "random": "#0072B2",
     "class-based": "#009E73",
     "smart": "#CC79A7",
