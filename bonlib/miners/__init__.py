@@ -40,7 +40,8 @@ def make_miner(name: str, labels: ArrayLike | Tensor, dim: int, **options: Any) 
     """A miner by name.
 
     Args:
-        name: one of :func:`list_miners`; ``"bag"`` is BoN as we read the paper, ``"two-stage-bag"`` the class's default.
+        name: one of :func:`list_miners`; ``"bag"`` is BoN as we read the paper, ``"two-stage-bag"`` what
+            :class:`~bonlib.bag.BagOfNegatives` is by default.
         labels: ``(num_samples,)`` integers.
         dim: width of the embeddings.
         **options: what :class:`~bonlib.core.miner.Miner` takes, and the miner's own.

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,12 +14,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from bonlib.bag import default_bits
 from bonlib.core.checks import check_device, known_options, real_number, whole_number
 from bonlib.core.distributed import rank
 from bonlib.core.hashes import make_hasher
 from bonlib.core.layout import Form
+from bonlib.core.paths import data_dir
 from bonlib.datasets import content_key, holds_text, load_dataset
 from bonlib.datasets.labelled import LabelledSet
 from bonlib.miners import make_miner
@@ -26,7 +29,7 @@ from bonlib.study.analysis import bag_of, bag_quality
 from bonlib.study.records import config_key, provenance, save_run, sweep_dir
 from bonlib.training.checkpoint import Progress
 from bonlib.training.embed import embed
-from bonlib.training.encoders import check_takes, make_encoder
+from bonlib.training.encoders import check_takes, load_encoder, make_encoder, save_encoder
 from bonlib.training.loop import PARTS, Precision, Schedule, Step, fit
 from bonlib.training.losses import make_loss
 from bonlib.training.metrics import evaluate, recall_by_gallery
@@ -54,6 +57,8 @@ class Config:
     encoder: str = ""  # empty: "small", for strings "ngrams"
     encoder_options: dict[str, Any] = field(default_factory=dict)  # of a torchvision backbone, such as weights
     dim: int = 64  # width of the embeddings
+    start: dict[str, Any] | str | None = None  # encoder to begin with: a file, or settings of a run that is made first
+    fill: bool = False  # whether a bag looks at the whole set once before the first step; its seconds are refresh
     miner: str = "bag"
     bits: int | None = None  # of the code; None: by the number of samples
     miner_options: dict[str, Any] = field(
@@ -97,7 +102,7 @@ class Config:
         for name in ("identities", "bits", "validation_queries", "test_queries"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
-        for name in ("test", "measure_bags", "own_split"):
+        for name in ("test", "measure_bags", "own_split", "fill"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; allowed are True and False (true and false in files)."
@@ -107,6 +112,12 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give a dictionary of options.")
             if taken := sorted(set(getattr(self, name)) & _OWN_SETTINGS[name]):
                 raise ValueError(f"{name} sets {', '.join(taken)}, which the run sets; leave it out there.")
+        if not isinstance(self.start, dict | str | None):
+            raise ValueError(f"start is {self.start!r}; give a file of weights, or a dictionary of settings.")
+        if isinstance(self.start, dict) and (
+            taken := sorted({"start", "fill", "test", "encoder", "dim"} & set(self.start))
+        ):
+            raise ValueError(f"start sets {', '.join(taken)}, which the run sets; leave it out there.")
         if self.evaluate_every is None:
             object.__setattr__(self, "evaluate_every", max(self.steps // 10, 50))
         else:
@@ -168,6 +179,8 @@ class Experiment:
                 **config.encoder_options,
             )  # fmt: skip
         check_takes(self.encoder, self.validation[0][0].cpu(), config.encoder)
+        if config.start is not None:
+            _begin_with(self.encoder, config)
         options = {name: getattr(config, name) for name in ("form", "batch_size", "per_class", "seed")}
         if config.form == "set" and (most := self.train.num_classes * config.per_class) < config.batch_size:
             text = f"{self.train.num_classes} training identities make batches of {most}, not {config.batch_size}."
@@ -203,6 +216,8 @@ class Experiment:
         if self._begun:  # stopped before, perhaps between two checkpoints
             self._make()
         self._begun = True
+        if self.config.fill and not (self.checkpoint and self.checkpoint.exists()):
+            self._fill()
         torch.manual_seed(self.config.seed)  # some losses of pytorch-metric-learning draw from the global generator
         yield from fit(
             self.encoder, self.train, self.miner, self.loss,
@@ -212,6 +227,16 @@ class Experiment:
             validation_queries=self.config.validation_queries, progress=self.progress,
             checkpoint=self.checkpoint, checkpoint_every=CHECKPOINT_EVERY if self.checkpoint else 0,
         )  # fmt: skip
+
+    def _fill(self) -> None:
+        """Let the bag look at the whole set."""
+        began, config, bag = time.perf_counter(), self.config, bag_of(self.miner)
+        if bag is None:
+            raise ValueError(f"fill is True, but the miner {config.miner!r} has no table to fill; leave it out.")
+        bag.fill(
+            lambda ids: embed(self.encoder, self.train, indices=ids, device=config.device, workers=config.workers)[0]
+        )
+        self.progress.seconds["refresh"] = time.perf_counter() - began
 
     def save(self, sweep: str) -> Path:
         """Evaluate on the test classes, if asked to, and write the record into the folder ``sweep``; returns it."""
@@ -268,6 +293,35 @@ def make_config(settings: dict[str, Any]) -> Config:
             f"There is no setting {', '.join(map(repr, unknown))}; allowed are {', '.join(sorted(known))}."
         )
     return Config(**settings)
+
+
+def _begin_with(encoder: nn.Module, config: Config) -> None:
+    """Give an encoder the weights that a run begins with, from a file or from a run that is made first and kept.
+
+    Raises:
+        ValueError: if the weights are of another encoder.
+    """
+    if isinstance(config.start, str):
+        file = Path(config.start).expanduser()
+    else:
+        first = asdict(config) | {"miner": "random", "miner_options": {}, "bits": None, "name": ""}
+        first |= {"loss": "", "loss_options": {}, "margin": None, "evaluate_every": 0, "schedule": "constant"}
+        first |= (config.start or {}) | {"start": None, "fill": False, "test": False}
+        file = data_dir() / "starts" / f"{config_key(first)}.pt"
+        if not file.exists():
+            run = Experiment(Config(**first), file.with_suffix(".checkpoint.pt"))
+            for _ in run:
+                pass
+            made = {"name": config.encoder, "dim": config.dim, "in_channels": run.train.channels}
+            save_encoder(
+                file, run.encoder, **made | {k: v for k, v in config.encoder_options.items() if k != "weights"}
+            )
+            file.with_suffix(".checkpoint.pt").unlink(missing_ok=True)
+    loaded, _ = load_encoder(file)
+    try:
+        encoder.load_state_dict(loaded.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"start is {file}, which holds another encoder than {config.encoder!r}: {error}") from error
 
 
 def checkpoint_path(config: Config, sweep: str) -> Path:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _FORMAT = 1  # of a record; older ones do not state it
 # Settings that older records do not have: where they are unset, they do not count.
-_LATER = {"own_split": False, "validation_queries": None, "test_queries": None}
+_LATER = {"own_split": False, "validation_queries": None, "test_queries": None, "start": None, "fill": False}
 _PACKAGES = ("bonlib", "torch", "numpy", "numba", "pytorch-metric-learning", "matplotlib", "pillow")
 
 
