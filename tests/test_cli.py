@@ -302,3 +302,30 @@ def test_what_is_not_installed_is_told_with_the_command_that_installs_it(monkeyp
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ModuleNotFoundError, match=message + r".*pip install 'bonlib\[study\]'"):
         call()
+
+
+def test_a_table_of_names_is_trained_on_and_evaluated(folders, capsys):
+    words = ["north", "south", "east", "west", "upper", "lower", "new", "old"]
+    rows = [
+        (f"{first} {second}{end}", f"{first} {second}")
+        for first in words for second in ("mill", "ford", "bridge", "castle", "haven")
+        for end in ("", " town", "e", "s")
+    ]  # fmt: skip
+    table, weights = folders / "names.csv", folders / "names.pt"
+    pd.DataFrame(rows, columns=["title", "identity"]).to_csv(table, index=False)
+    source = ["--dataset", "table", "--root", str(table), "--column", "title"]
+    options = ["--steps", "40", "--set", "batch_size=32", "--set", 'dataset_options={"typos": 0.05}']
+    assert cli.main(["train", *source, *options, "--output", str(weights)]) == 0
+    assert load_encoder(weights)[1] == {"column": "title", "typos": 0.05}
+    (record,) = (folders / "results" / "scratch").glob("table-two-stage-bag-set-0-*.json")
+    assert json.loads(record.read_text())["config"]["encoder"] == "ngrams"
+    # Of the weights it is known which column they are of; the same file elsewhere is the same data.
+    assert cli.main(["evaluate", str(weights), "--dataset", "table", "--root", str(table)]) == 0
+    assert "recall@1" in capsys.readouterr().out
+    assert cli.main(["embed", str(weights), *source, "--output", str(folders / "names.npy")]) == 0
+    found = pd.read_csv(folders / "names.rows.csv")
+    assert set(found["string"]) <= {name for name, _ in rows}
+    arguments = ["neighbours", str(weights), *source, "--queries", "2", "--k", "3"]
+    assert cli.main([*arguments, "--output", str(folders / "sheet.png")]) == 0
+    assert cli.main(["evaluate", str(weights)]) == 2  # glyphs are no strings
+    assert "does not take samples" in capsys.readouterr().err

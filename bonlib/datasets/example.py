@@ -1,12 +1,13 @@
-"""A folder of images to try things on, where the user has none at hand."""
+"""A folder of images and a table of names to try things on, where the user has none at hand."""
 
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from bonlib.core.paths import data_dir, make_folder
+from bonlib.core.paths import data_dir, make_folder, write_atomically
 from bonlib.datasets.characters.glyphs import Glyphs
+from bonlib.datasets.toponyms import toponyms
 
 
 def example_folder(root: str | Path | None = None, *, identities: int = 150, seed: int = 0) -> Path:
@@ -41,3 +42,26 @@ def example_folder(root: str | Path | None = None, *, identities: int = 150, see
     unfinished.chmod(0o755)  # temporary folders are closed to others
     unfinished.rename(folder)
     return folder
+
+
+def example_names(file: str | Path | None = None, *, identities: int = 2000, seed: int = 0) -> Path:
+    """Write names of places as a CSV file, ``name,identity``, as those who link records have them.
+
+    Args:
+        file: where to; by default ``names.csv`` below :func:`~bonlib.core.paths.data_dir`. A file that is there
+            stays as it is.
+        identities: how many places.
+        seed: of the choice of places.
+
+    Returns:
+        The file.
+    """
+    import pandas as pd
+
+    path = data_dir() / "names.csv" if file is None else Path(file).expanduser()
+    if not path.is_file():
+        places = toponyms("all").with_identities(identities, seed=seed)
+        identity = [places.class_names[i] for i in places.labels.tolist()]
+        table = pd.DataFrame({"name": places.strings, "identity": identity})
+        write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
+    return path

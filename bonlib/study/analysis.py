@@ -13,7 +13,7 @@ from bonlib.core.checks import centred
 from bonlib.core.hashing import Hash
 from bonlib.core.kernels import UNSEEN
 from bonlib.core.miner import Miner
-from bonlib.datasets.images import ImageSet
+from bonlib.datasets.labelled import LabelledSet
 from bonlib.training.embed import embed
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def code_staleness(bag: BagOfNegatives, embeddings: Tensor) -> float:
     return float((bag.hasher.encode(embeddings) != stored)[stored != UNSEEN].float().mean())
 
 
-def embed_all(encoder: nn.Module, dataset: ImageSet) -> Tensor:
+def embed_all(encoder: nn.Module, dataset: LabelledSet) -> Tensor:
     """Embeddings of a data set: ``(num_samples, dim)``."""
     return embed(encoder, dataset)[0]
 
@@ -234,6 +234,38 @@ def mixed_buckets(bag: BagOfNegatives, count: int, *, least: int = 8, seed: int 
         if len(chosen) == count:
             break
     return chosen
+
+
+def look_alikes(
+    dataset: LabelledSet, embeddings: Tensor, *, rows: int = 6, k: int = 9, seed: int = 0
+) -> list[NDArray[np.int64]]:
+    """Identities that stop a person: for some, a sample of each, then one of each of the nearest identities.
+
+    The identities are drawn from the tenth whose nearest other identity is nearest.
+
+    Args:
+        dataset: labelled samples.
+        embeddings: ``(num_samples, dim)`` of them, by any encoder, even an untrained one.
+        rows: how many identities.
+        k: others of each.
+        seed: of the choice.
+
+    Returns:
+        Dataset indices ``(1 + k,)``, one array a row.
+    """
+    labels = dataset.labels
+    sums = torch.zeros(dataset.num_classes, embeddings.shape[1]).index_add_(0, labels, embeddings)
+    means = sums / labels.bincount()[:, None]  # (classes, dim)
+    apart, nearest = [], []
+    for part in means.split(1024):
+        distances = torch.cdist(part, means)
+        found = distances.topk(min(k + 1, len(means)), dim=1, largest=False)  # itself first
+        apart.append(found.values[:, 1])
+        nearest.append(found.indices)
+    close = torch.cat(apart).argsort()[: max(len(means) // 10, rows)].numpy()
+    chosen = np.random.default_rng(seed).permutation(close)[:rows]
+    first = np.unique(labels.numpy(), return_index=True)[1]
+    return [first[torch.cat(nearest)[c].numpy()] for c in chosen]
 
 
 def nearest_negatives(bag: BagOfNegatives, embeddings: Tensor, anchor: int, k: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bonlib.core.kernels import UNSEEN
-from bonlib.datasets.images import ImageSet
+from bonlib.datasets.labelled import LabelledSet
 from bonlib.study.analysis import bag_of, embed_all
 from bonlib.study.experiment import Experiment
 from bonlib.study.figures.images import show_image
@@ -275,7 +275,7 @@ def _title(view: View) -> str:
     return f"step {view.step} · {code} · {bag}{best}"
 
 
-def _names(dataset: ImageSet) -> list[str]:
+def _names(dataset: LabelledSet) -> list[str]:
     """The class name of each sample."""
     return [dataset.class_names[label] for label in dataset.labels.tolist()]
 
