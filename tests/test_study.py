@@ -1,5 +1,6 @@
 """Sweeps and their tasks."""
 
+import platform
 import subprocess
 import sys
 from collections import Counter
@@ -156,3 +157,26 @@ def test_another_data_set_runs_only_the_sweep_that_a_page_reads(folders, monkeyp
     planned.clear()
     assert sweeps.main(["--preset", "full", "--no-notebooks"]) == 0
     assert planned == list(sweeps.PRESETS["full"])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_memory_that_a_step_frees_is_kept():
+    """Faults of a process of its own: the setting holds for a whole process."""
+    code = (
+        "import resource, torch\n"
+        "from bonlib.study.memory import keep_freed_memory\n"
+        "assert {} is not None\n"
+        "def faults():\n"
+        "    for _ in range(2): torch.ones(2**23)\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(10): torch.ones(2**23)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "print(faults())"
+    )
+    plain, kept = (
+        int(
+            subprocess.run([sys.executable, "-c", code.format(call)], capture_output=True, text=True, check=True).stdout
+        )
+        for call in ("1", "keep_freed_memory()")
+    )
+    assert kept < 100 < plain

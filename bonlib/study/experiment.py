@@ -26,6 +26,7 @@ from bonlib.datasets import content_key, holds_text, load_dataset
 from bonlib.datasets.labelled import LabelledSet
 from bonlib.miners import make_miner
 from bonlib.study.analysis import bag_of, bag_quality
+from bonlib.study.memory import keep_freed_memory
 from bonlib.study.records import config_key, provenance, save_run, sweep_dir
 from bonlib.training.checkpoint import Progress
 from bonlib.training.embed import embed
@@ -152,6 +153,7 @@ class Experiment:
     def __init__(self, config: Config, checkpoint: Path | None = None) -> None:
         self.config, self.checkpoint = config, checkpoint
         check_device(config.device)
+        keep_freed_memory()
         self.provenance = provenance()  # of the code as it was loaded, whatever is edited while it runs
         self.train, self.validation = self._split("train"), self._split("validation")
         if config.test:
