@@ -9,7 +9,7 @@ from bonlib.study.figures.codes import (
     same_bucket,
 )
 from bonlib.study.figures.comparison import compare, costs, final_scores, hashes, leads, opponents, over
-from bonlib.study.figures.datasets import across, lead_over_identities, recall_over_gallery
+from bonlib.study.figures.datasets import across, curves_by_dataset, lead_over_identities, recall_over_gallery
 from bonlib.study.figures.images import image_grid, retrievals, show_image
 from bonlib.study.figures.negatives import active_over_training, distances_to_negatives, zero_loss
 from bonlib.study.figures.run import seconds_by_part, training_curves
@@ -24,6 +24,7 @@ __all__ = [
     "bits_compared",
     "compare",
     "costs",
+    "curves_by_dataset",
     "distances_to_negatives",
     "embedding_map",
     "final_scores",

@@ -45,6 +45,37 @@ def across(table: "pd.DataFrame", miner: str = "bag", baseline: str = "random") 
     return figure
 
 
+def curves_by_dataset(history: "pd.DataFrame", metric: str = "recall@1") -> Figure:
+    """A validation metric against images seen: a panel a data set, a line a method, the range of its seeds shaded.
+
+    Args:
+        history: as :func:`~bonlib.study.records.load_history` gives it.
+        metric: column to draw.
+    """
+    names = history["dataset"].unique().tolist()
+    figure, axes = plt.subplots(1, len(names), figsize=(4.4 * len(names), 3.6), squeeze=False)
+    for ax, name in zip(axes[0], names, strict=True):
+        here = history[history["dataset"] == name]
+        for method, group in here.groupby("method", sort=False):
+            colour, dash = _look(group.iloc[0])
+            by_step = group.groupby("images")[metric]
+            ax.plot(by_step.mean(), dash, color=colour, label=method)
+            ax.fill_between(by_step.min().index, by_step.min(), by_step.max(), color=colour, alpha=0.15, linewidth=0)
+        top = here[metric].max()
+        first = here[here["images"] > here["images"].max() / 4][metric].min()  # the first climb would hide the rest
+        ax.set(title=name, xlabel="training images seen", ylim=(first - (top - first) / 8, top + (top - first) / 8))
+    axes[0, 0].set_ylabel(f"{metric}, validation classes")
+    lines, labels = axes[0, -1].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=min(len(labels), 4), fontsize=9)
+    return figure
+
+
+def _look(run: "pd.Series") -> tuple[str, str]:
+    """Colour and dash of a run: by its miner, and by what else tells its method from others of that miner."""
+    learned = run["miner_options"].get("hasher", "autoencoder") == "autoencoder"
+    return MINER_COLOURS.get(run["miner"], MUTED), LOSS_DASHES.get(run["loss"], "-") if learned else "-."
+
+
 def recall_over_gallery(table: "pd.DataFrame") -> Figure:
     """Recall against the size of the gallery: a panel a data set, a line a method, the range of its seeds shaded.
 
@@ -57,8 +88,7 @@ def recall_over_gallery(table: "pd.DataFrame") -> Figure:
         here = table[table["dataset"] == name]
         for method, group in here.groupby("method", sort=True):
             by_size = group.groupby("gallery")["recall@1"]
-            colour = MINER_COLOURS.get(group["miner"].iloc[0], MUTED)
-            dash = LOSS_DASHES.get(group["loss"].iloc[0], "-")
+            colour, dash = _look(group.iloc[0])
             ax.plot(by_size.mean(), dash, marker="o", markersize=3.5, color=colour, label=method)
             ax.fill_between(by_size.min().index, by_size.min(), by_size.max(), color=colour, alpha=0.15, linewidth=0)
         ax.set(xscale="log", xlabel="samples in the gallery", title=name)
