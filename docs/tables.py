@@ -13,7 +13,10 @@ from bonlib.study.records import load_bench, load_runs
 from bonlib.study.statistics import against, gains, leads_by, mean_interval
 
 ROOT = Path(__file__).parent.parent
-NAMES = {"omniglot": "Omniglot, minimal sets", "glyphs": "glyphs", "hangul": "Hangul"}
+NAMES = {
+    "omniglot": "Omniglot, minimal sets", "glyphs": "glyphs", "hangul": "Hangul", "parts": "parts in 3D",
+    "toponyms": "names of places",
+}  # fmt: skip
 
 
 def markdown(header: str, rows: list[list[str]]) -> str:
@@ -53,7 +56,45 @@ def leads() -> str:
         rows.append(
             [size, f"{row['form']}s{loss}", steps, f"{means['random']:.3f}", f"{means['bag']:.3f}", points(row, "gain")]
         )
+    for row in _large("metrics.recall@1"):
+        steps, means = f"{row['steps']:,}", [f"{row[miner]:.3f}" for miner in ("random", "bag")]
+        rows.append([row["size"], f"sets + {row['loss']}", steps, *means, points(row)])
     return markdown("data, to train on | batches and loss | steps | random R@1 | BoN R@1 | lead, points", rows)
+
+
+def _large(column: str) -> list[dict]:
+    """The leads on the large data sets, one table of all data sets and losses."""
+    runs = finished("large")
+    table = leads_by(runs.assign(setting=runs["dataset"] + "/" + runs["loss"]), "setting", column)
+    rows = []
+    for setting, row in table.iterrows():
+        name, loss = setting.split("/")
+        rows.append(dict(row) | {"size": f"{NAMES[name]}, {row['identities']:,.0f} identities", "loss": loss})
+    return rows
+
+
+def large() -> str:
+    """BoN sets as published against random sets on the large data sets: all images of an identity, MAP@R."""
+    rows = [
+        [row["size"], row["loss"], f"{row['random']:.3f}", f"{row['bag']:.3f}", points(row)]
+        for row in _large("metrics.map@r")
+    ]
+    return markdown("data, to train on | loss | random MAP@R | BoN MAP@R | lead, points", rows)
+
+
+def warm() -> str:
+    """From a trained encoder, on validation classes: what each method reaches, and what two stages are ahead of it."""
+    runs, rows = finished("warm"), []
+    for name, group in runs.groupby("dataset", sort=False):
+        means = group.groupby("method")["validation.recall@1"].mean()
+        table = against(group, "validation.recall@1", "two stages")
+        for method in ("random", "first stage", "two stages", "two stages, hyperplanes"):
+            fewer = 1 - (1 - means[method]) / (1 - means["random"])
+            lead = points(table.loc[method]) if method in table.index else ""
+            errors = "" if method == "random" else f"{fewer:+.0%}".replace("+", "")
+            rows.append([NAMES[name], method, f"{means[method]:.3f}", errors, lead])
+    header = "data | method | R@1 | fewer errors than random sets | two stages lead by, points"
+    return markdown(header, rows)
 
 
 def field() -> str:

@@ -6,12 +6,13 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats as scipy_stats
 
 from bonlib.core.paths import write_atomically
 from bonlib.datasets.characters.glyphs import default_fonts
-from bonlib.study.experiment import Config, Experiment
-from bonlib.study.records import config_key, find_run, load_history, load_runs, save_run
+from bonlib.study.experiment import Config, Experiment, make_config
+from bonlib.study.records import config_key, find_run, load_galleries, load_history, load_runs, save_run
 from bonlib.study.statistics import (
     against,
     gains,
@@ -315,3 +316,54 @@ def test_a_missing_baseline_or_history_is_an_error_that_names_it():
         time_to_accuracy(runs, pd.DataFrame())
     with pytest.raises(ValueError, match="values is empty"):
         mean_interval([])
+
+
+SMALL_RUN = {
+    "dataset_options": FEW, "identities": 30, "batch_size": 24, "steps": 4, "evaluate_every": 2, "test": False,
+}  # fmt: skip
+
+
+def test_a_run_begins_with_the_weights_of_another(folders):
+    start = {"steps": 3, "lr": 0.01}
+    first = Experiment(make_config(SMALL_RUN | {"start": start}))
+    (file,) = (folders / "data" / "starts").iterdir()
+    made = file.stat().st_mtime_ns
+    other = Experiment(make_config(SMALL_RUN | {"start": start, "miner": "random"}))
+    assert file.stat().st_mtime_ns == made  # made once, for all methods
+    plain = Experiment(make_config(SMALL_RUN))
+    weights = [next(run.encoder.parameters()).detach().clone() for run in (first, other, plain)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    again = Experiment(make_config(SMALL_RUN | {"start": str(file)}))
+    assert torch.equal(next(again.encoder.parameters()), weights[0])
+    with pytest.raises(ValueError, match="holds another encoder than 'small'"):
+        Experiment(make_config(SMALL_RUN | {"start": str(file), "dim": 8}))
+    with pytest.raises(ValueError, match="start sets dim"):
+        make_config(SMALL_RUN | {"start": {"dim": 8}})
+
+
+def test_a_bag_that_is_filled_first_knows_every_sample_and_tells_its_seconds(folders):
+    run = Experiment(make_config(SMALL_RUN | {"miner": "two-stage-bag", "fill": True}))
+    next(iter(run))
+    assert run.miner.stats()["filled"] == 1
+    assert run.seconds["refresh"] > 0
+    with pytest.raises(ValueError, match="no table to fill"):
+        next(iter(Experiment(make_config(SMALL_RUN | {"miner": "random", "fill": True}))))
+
+
+def test_each_seed_may_have_its_own_split(folders):
+    names = [
+        set(Experiment(make_config(SMALL_RUN | {"own_split": own, "seed": seed, "identities": None})).train.class_names)
+        for own, seed in ((False, 0), (False, 1), (True, 0), (True, 1))
+    ]
+    assert names[0] == names[1] == names[2] != names[3]
+
+
+def test_galleries_come_into_the_record(folders):
+    run = Experiment(make_config(SMALL_RUN | {"test": True, "test_queries": 500}))
+    list(run)
+    run.save("trial")
+    table = load_galleries("trial")
+    assert table["gallery"].iloc[0] == 1000 < table["gallery"].iloc[-1]
+    assert table["recall@1"].is_monotonic_decreasing
+    assert (table["method"] == "BoN sets + batch-hard").all()
