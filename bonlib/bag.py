@@ -51,7 +51,7 @@ class BagOfNegatives(Miner):
 
     An anchor that has no code yet gets random negatives, so that training starts as random sampling and turns to
     windows as the table fills, which one pass does; :meth:`fill` does it at once. Cost a step: O(batch · pool),
-    whatever the number of samples or classes. Memory: some 12 bytes a sample and 45 + ``dim`` a class, table, sketches,
+    whatever the number of samples or classes. Memory: some 8 bytes a sample and 45 + ``dim`` a class, table, sketches,
     labels and class index together. :meth:`as_published` has the first stage alone, over samples, as we read the paper.
 
     Through a ``DataLoader`` with workers, batches are drawn some steps ahead of the updates; that is harmless, their

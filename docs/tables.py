@@ -97,6 +97,19 @@ def warm() -> str:
     return markdown(header, rows)
 
 
+def stages() -> str:
+    """From a trained encoder: random sets, BoN as published, two stages; the README's rows."""
+    runs, rows = finished("warm"), []
+    for name, group in runs.groupby("dataset", sort=False):
+        means = group.groupby("method")["validation.recall@1"].mean()
+        fewer = 1 - (1 - means["two stages"]) / (1 - means["random"])
+        row = against(group, "validation.recall@1", "two stages").loc["random"]
+        values = [f"{means[method]:.3f}" for method in ("random", "first stage", "two stages")]
+        rows.append([NAMES[name], *values, points(row), f"{fewer:.0%}"])
+    header = "data | random sets | BoN as published | two stages | two stages lead random by, points | fewer errors"
+    return markdown(header, rows)
+
+
 def field() -> str:
     """BoN sets against each opponent, after 600 steps on glyphs."""
     runs = finished("rivals")
@@ -174,7 +187,7 @@ def one_batch() -> str:
 
 def filled(text: str) -> str:
     """A page with what stands between its markers, ``<!-- name -->`` and ``<!-- end -->``, made anew."""
-    made = {"leads": f"\n{leads()}\n", "batch": one_batch()}
+    made = {"leads": f"\n{leads()}\n", "stages": f"\n{stages()}\n", "batch": one_batch()}
     for name, content in made.items():
         text = re.sub(
             rf"(<!-- {name} -->).*?(<!-- end -->)", lambda m, c=content: m[1] + c + m[2], text, flags=re.DOTALL
