@@ -155,8 +155,13 @@ class BagOfNegatives(Miner):
         Args:
             labels: as of the class.
             dim: as of the class.
-            **options: as of the class; ``unit``, ``pool``, ``window`` and ``momentum`` are set.
+            **options: as of the class, but what is of two stages alone.
+
+        Raises:
+            ValueError: if ``unit``, ``pool``, ``window`` or ``momentum`` is given.
         """
+        if given := sorted({"unit", "pool", "window", "momentum"} & set(options)):
+            raise ValueError(f"as_published has no {', '.join(given)}; make BagOfNegatives itself with it.")
         return cls(labels, dim, **{"bags": 1} | options | {"unit": "sample", "pool": 0})
 
     @property
@@ -197,16 +202,17 @@ class BagOfNegatives(Miner):
 
         Args:
             embed: dataset indices ``(n,)`` to embeddings ``(n, dim)``, without gradients.
-            at_once: indices in a call of ``embed``.
+            at_once: indices in a call of ``embed``, or a few more.
         """
         rng = np.random.default_rng([self.seed, 1])
         drawn = rng.permutation(self.num_samples)[: _LEARNED * _AT_ONCE]
         for part in np.array_split(drawn, max(len(drawn) // at_once, 1)):
             for rows in embed(part).split(_AT_ONCE):
                 self.hasher.partial_fit(rows)
-        order = self._classes.order.astype(np.int64)  # class after class: a sketch is the mean of all its samples
-        for begin in range(0, len(order), at_once):
-            ids = order[begin : begin + at_once].copy()
+        # Whole classes at a time, so that a sketch is the mean of all samples of its identity.
+        first = self._classes.first
+        begins = first[np.flatnonzero(np.diff(first // at_once, prepend=-1))]
+        for ids in np.split(self._classes.order.astype(np.int64), begins[1:]):
             self._correct(*self.checked(ids, embed(ids)))
 
     def _correct(self, ids: Ids, embeddings: Tensor) -> tuple[Ids, Ids]:

@@ -25,7 +25,7 @@ def embeddings(seed: int = 0) -> torch.Tensor:
 
 def filled(**options) -> BagOfNegatives:
     bag = BagOfNegatives(labels, DIM, **WIDE | options)
-    bag.fill(lambda ids: embeddings()[ids])
+    bag.fill(lambda ids: embeddings()[ids], at_once=25)  # which no class ends at
     return bag
 
 
@@ -145,6 +145,8 @@ def test_as_published_is_the_first_stage_alone():
     assert (published.unit, published.pool, published.bags) == ("sample", 0, 1)
     assert published.table.num_samples == 240
     assert BagOfNegatives.as_published(labels, DIM, batch_size=24, bags=3).bags == 3
+    with pytest.raises(ValueError, match="as_published has no pool, unit"):
+        BagOfNegatives.as_published(labels, DIM, pool=8, unit="identity")
 
 
 @pytest.mark.parametrize(
