@@ -107,7 +107,7 @@ class BagOfNegatives(Miner):
         bags: int | None = None,
         unit: Unit = "identity",
         pool: int = 64,
-        window: tuple[int, int] = (0, 16),
+        window: tuple[int, int] = (0, 8),
         momentum: float = 0.5,
         random_share: float = 0.0,
         probe: bool = True,
