@@ -34,7 +34,7 @@ _FAR = 1e3  # times the usual length of an embedding: no sketch needs to know mo
 
 
 class BagOfNegatives(Miner):
-    """Batch sampler that draws hard negatives from hash buckets over the whole training set, O(1) a step.
+    """Batch sampler that draws hard negatives from hash buckets over the whole training set, at any size of it.
 
     **First stage.** A short binary code from a linear autoencoder that learns online puts each identity into a bucket;
     the code is that of the running mean of the identity's embeddings. A step corrects the codes of the identities

@@ -107,7 +107,7 @@ def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> a
 def _data_arguments(parser: argparse.ArgumentParser, *, encoder: bool = False) -> None:
     if encoder:
         parser.add_argument("weights", type=Path, help="file that `bonlib train` wrote")
-        parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+        parser.add_argument("--split", default="test", choices=("train", "validation", "test", "all"))
         parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dataset", default="glyphs", help="a name of `bonlib data` (default: %(default)s)")
     parser.add_argument("--root", help="where its files are")
