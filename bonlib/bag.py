@@ -1,7 +1,7 @@
 """Bag of Negatives: a hash, a table and sketches, from which sets, triplets and pairs are drawn."""
 
+import math
 from collections.abc import Callable, Mapping
-from math import log2
 from typing import Any, Literal
 
 import numpy as np
@@ -24,12 +24,14 @@ from bonlib.core.pool import (
     ordered,
     pool_of,
     remember,
+    rescale,
 )
 from bonlib.core.table import MAX_BITS, BucketTable
 
 Unit = Literal["identity", "sample"]
 _BAGS = 4  # of a set, where nothing else is asked for
 _LEARNED, _AT_ONCE = 200, 128  # batches that the hash learns from where the table is filled at once, and their size
+_LARGEST = 3e38  # which float32 can hold
 _FAR = 1e3  # times the usual length of an embedding: no sketch needs to know more
 
 
@@ -117,16 +119,19 @@ class BagOfNegatives(Miner):
         seed: int = 0,
     ) -> None:
         super().__init__(labels, dim, form=form, batch_size=batch_size, per_class=per_class, steps=steps, seed=seed)
-        most = self.batch_size // self.per_class if form == "set" else None
-        bags = min(_BAGS, most or 1) if bags is None else bags
-        self.bags = whole_number("bags", bags, 1, most, "A set has no more classes." if most else "")
+        classes = self.batch_size // self.per_class if form == "set" else None
+        bags = min(_BAGS, classes or 1) if bags is None else bags
+        self.bags = whole_number("bags", bags, 1, classes, "A set has no more classes." if classes else "")
         if unit not in ("identity", "sample"):
             raise ValueError(f"unit is {unit!r}; allowed are 'identity' and 'sample'.")
         self.unit, self.pool = unit, whole_number("pool", pool, 0, 4096, "0 draws from buckets as they are.")
         if unit == "identity" and not self.pool:
             raise ValueError("unit is 'identity' and pool 0; buckets of identities need a pool of at least 1.")
-        first, last = window
-        self.window = whole_number("window[0]", first, 0), whole_number("window[1]", last, first + 1)
+        if not isinstance(window, tuple | list) or len(window) != 2:
+            raise ValueError(f"window is {window!r}; give two ranks, such as (0, 8).")
+        most = self.pool - 1 if self.pool else None
+        first = whole_number("window[0]", window[0], 0, most, "It is below pool.")
+        self.window = first, whole_number("window[1]", window[1], first + 1)
         self.momentum = real_number("momentum", momentum, 0, 0.99)
         self.random_share, self.probe = real_number("random_share", random_share, 0, 1), bool(probe)
         self.num_entries = len(self.classes) if unit == "identity" else self.num_samples
@@ -145,6 +150,7 @@ class BagOfNegatives(Miner):
         self._sketches = new_sketches(len(self.classes), self.dim if self.pool else 0)
         # Whether something is remembered of an identity.
         self._seen = np.zeros(len(self.classes) if self.pool else 0, dtype=bool)
+        self._unit_length = 1.0  # the hash's scale that the sketches are of
         self._tally = np.zeros(len(SOURCES), dtype=np.int64)
         self._churn = self._error = float("nan")
 
@@ -203,7 +209,20 @@ class BagOfNegatives(Miner):
         Args:
             embed: dataset indices ``(n,)`` to embeddings ``(n, dim)``, without gradients.
             at_once: indices in a call of ``embed``, or a few more.
+
+        Raises:
+            ValueError: if ``embed`` returns what :meth:`update` refuses; the bag is then as before.
         """
+        at_once = whole_number("at_once", at_once, 1)
+        before = self.state_dict()
+        try:
+            self._fill(embed, at_once)
+        except BaseException:
+            self._load(before)
+            raise
+
+    def _fill(self, embed: Callable[[Ids], Tensor], at_once: int) -> None:
+        """Look at the whole set; see :meth:`fill`, which puts everything back where this raises."""
         rng = np.random.default_rng([self.seed, 1])
         drawn = rng.permutation(self.num_samples)[: _LEARNED * _AT_ONCE]
         for part in np.array_split(drawn, max(len(drawn) // at_once, 1)):
@@ -219,11 +238,15 @@ class BagOfNegatives(Miner):
         """Bring sketches and codes up to date with embeddings; returns the codes of their entries before and after."""
         entries, rows = ids, embeddings
         if self.pool:
+            if self.hasher.scale != self._unit_length:
+                rescale(self._sketches, self._unit_length / self.hasher.scale)
+                self._unit_length = self.hasher.scale
             scaled = (embeddings / self.hasher.scale).clamp(-_FAR, _FAR).cpu().numpy()
             classes, means = remember(self.class_of[ids], scaled, self.momentum, self._sketches, self._seen)
             self._seen[classes] = True
             if self.unit == "identity":
-                entries, rows = classes, torch.from_numpy(means).to(embeddings.device) * self.hasher.scale
+                rows = (torch.from_numpy(means).double() * self.hasher.scale).clamp(-_LARGEST, _LARGEST)
+                entries, rows = classes, rows.float().to(embeddings.device)
         projections = self.hasher.project(rows)  # (entries, bits)
         codes, near = read_codes(projections.to(torch.float32).cpu().numpy())
         before = self.table.codes(entries)
@@ -337,6 +360,7 @@ class BagOfNegatives(Miner):
             "hasher": self.hasher.state_dict(),
             "sketches": torch.from_numpy(self._sketches.rows.copy()),
             "seen": torch.from_numpy(self._seen.copy()),
+            "unit_length": self._unit_length,
             "corrected": torch.from_numpy(self._corrected.copy()),
             "updates": self._updates,
             "batches": self._batches,
@@ -357,6 +381,7 @@ class BagOfNegatives(Miner):
         self.table, self._corrected, self._tally = table, arrays["corrected"].copy(), arrays["tally"].copy()
         self._sketches = self._sketches._replace(rows=arrays["sketches"].copy())
         self._seen = arrays["seen"].copy()
+        self._unit_length = real_number("unit_length", state["unit_length"], math.ulp(0))
         self._updates = whole_number("updates", state["updates"], 0, 2**31 - 1)
         self._batches = whole_number("batches", state["batches"], 0)
         self._churn, self._error = float(state["churn"]), float(state["error"])
@@ -364,7 +389,19 @@ class BagOfNegatives(Miner):
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         super()._check_state(state)
-        parts = ("table", "hasher", "sketches", "seen", "corrected", "tally", "updates", "batches", "churn", "error")
+        parts = (
+            "table",
+            "hasher",
+            "sketches",
+            "seen",
+            "unit_length",
+            "corrected",
+            "tally",
+            "updates",
+            "batches",
+            "churn",
+            "error",
+        )
         own_state(state, "a bag", parts)
 
     def _config(self) -> dict[str, Any]:
@@ -423,4 +460,4 @@ def default_bits(num_samples: int) -> int:
         >>> default_bits(38_000), default_bits(10), default_bits(10**9)
         (11, 1, 24)
     """
-    return min(max(int(log2(max(num_samples / 15, 1))), 1), MAX_BITS)
+    return min(max(int(math.log2(max(num_samples / 15, 1))), 1), MAX_BITS)

@@ -102,8 +102,8 @@ def test_negatives_come_from_the_window(form):
         assert order[3] <= distances(anchor, [labels[negative]])[0] <= order[8]
 
 
-def test_a_window_behind_the_pool_begins_at_its_front():
-    bag = filled(window=(1000, 2000), bags=1)
+def test_a_window_behind_what_a_pool_holds_begins_at_its_front():
+    bag = filled(window=(60, 80), bags=1)  # of 39 others
     assert len(set(labels[bag.draw_seeds(6)])) == 6
     assert bag.stats()["from_random"] == 0
 
@@ -155,6 +155,8 @@ def test_as_published_is_the_first_stage_alone():
         ({"unit": "class"}, "unit is 'class'; allowed are 'identity' and 'sample'"),
         ({"unit": "identity", "pool": 0}, "buckets of identities need a pool"),
         ({"pool": -1}, "pool is -1"),
+        ({"window": 8}, "window is 8; give two ranks"),
+        ({"window": (64, 80)}, r"window\[0\] is 64; allowed are 0 to 63. It is below pool"),
         ({"window": (4, 4)}, r"window\[1\] is 4; give at least 5"),
         ({"momentum": 1}, "momentum is 1.0; allowed are 0 to 0.99"),
     ],
@@ -185,7 +187,8 @@ def test_no_state_leads_a_draw_out_of_its_arrays(unit, form, data, bits, counts,
     """Filled by any public way; run once more with NUMBA_BOUNDSCHECK=1, where a wrong index is an IndexError."""
     own = np.repeat(np.arange(len(counts)), counts)
     bag = BagOfNegatives(
-        own, DIM, form=form, batch_size=12, per_class=4, bits=bits, unit=unit, pool=pool, window=(first, first + 3),
+        own, DIM, form=form, batch_size=12, per_class=4, bits=bits, unit=unit, pool=pool,
+        window=(min(first, pool - 1), first + 3),
         random_share=share, bags=bags if form == "set" else 1,
     )  # fmt: skip
     entries = len(counts) if unit == "identity" else len(own)
@@ -203,3 +206,40 @@ def test_no_state_leads_a_draw_out_of_its_arrays(unit, form, data, bits, counts,
     assert (own[drawn] != own).all()
     for count in range(1, len(counts) + 1):
         assert len(set(own[bag.draw_seeds(count)])) == count
+
+
+def test_a_fill_that_fails_changes_nothing():
+    bag, calls = BagOfNegatives(labels, DIM, batch_size=24), []
+
+    def embed(ids):
+        calls.append(ids)
+        rows = embeddings()[ids]
+        return rows if len(calls) < 6 else rows * float("nan")
+
+    before = str(bag.state_dict())
+    with pytest.raises(ValueError, match="NaN"):
+        bag.fill(embed, at_once=60)
+    assert str(bag.state_dict()) == before
+    with pytest.raises(ValueError, match="at_once is 0"):
+        bag.fill(embed, at_once=0)
+
+
+def test_sketches_follow_the_usual_length_of_an_embedding():
+    """Ten times as long embeddings of half of the identities: the others' sketches are brought to the new unit."""
+    bag = filled()
+    before = bag._sketches.rows.copy()
+    some = np.flatnonzero(labels < 20)
+    for _ in range(10):
+        bag.update(some, embeddings()[some] * 8)
+    assert bag.hasher.scale == 8
+    untouched = np.arange(40) >= 20
+    np.testing.assert_allclose(bag._sketches.rows[untouched], before[untouched] / 8, atol=0.51)
+    loaded = BagOfNegatives(labels, DIM, **WIDE)
+    loaded.load_state_dict(bag.state_dict())
+    assert list(loaded) == list(bag)
+
+
+def test_the_largest_numbers_are_taken():
+    bag = BagOfNegatives(labels, DIM, **WIDE)
+    bag.update(np.arange(24), torch.full((24, DIM), 3e38) * embeddings()[:24].sign())
+    assert bag.stats()["filled"] > 0

@@ -338,6 +338,10 @@ def test_a_run_begins_with_the_weights_of_another(folders):
     assert torch.equal(next(again.encoder.parameters()), weights[0])
     with pytest.raises(ValueError, match="holds another encoder than 'small'"):
         Experiment(make_config(SMALL_RUN | {"start": str(file), "dim": 8}))
+    with pytest.raises(ValueError, match="start has no setting stepz"):
+        make_config(SMALL_RUN | {"start": {"stepz": 8}})
+    with pytest.raises(ValueError, match="own_split is True and dataset_options has split_seed"):
+        make_config(SMALL_RUN | {"own_split": True, "dataset_options": {"split_seed": 1}})
     with pytest.raises(ValueError, match="start sets dim"):
         make_config(SMALL_RUN | {"start": {"dim": 8}})
 

@@ -12,6 +12,8 @@ from bonlib import BagOfNegatives, fit, load_dataset
 from bonlib.datasets import content_key, toponyms
 from bonlib.datasets.strings import LONGEST, VOCABULARY, TextSet
 from bonlib.datasets.tables import LeftOut
+from bonlib.study.experiment import Config, Experiment
+from bonlib.study.explorer import Explorer, Story, draw_view, look
 from bonlib.training.encoders import load_encoder, make_encoder, save_encoder
 from bonlib.training.losses import make_loss
 from bonlib.training.optimizers import AdamOfBothKinds, make_optimizer
@@ -54,6 +56,10 @@ def test_a_batch_is_what_the_single_strings_are(names):
     batch, _ = names.batch(range(8))
     assert torch.equal(singles[:, : batch.shape[1]], batch)
     assert not singles[:, batch.shape[1] :].any()
+    assert len(list(names)) == 8  # Python asks for the ninth, too
+    assert torch.equal(names[-1][0], names[7][0])
+    with pytest.raises(IndexError, match="index 8 is out of range; there are 8 strings"):
+        names.batch([0, 8])
     loader = DataLoader(names, batch_sampler=[[0, 3], [1, 4]])
     assert [labels.tolist() for _, labels in loader] == [[0, 1], [0, 1]]
 
@@ -154,6 +160,13 @@ def test_what_is_wrong_with_a_table_of_names_is_said(table, change, message):
         load_dataset("table", "train", **{"root": table, "column": "name", "identity": "customer"} | change)
 
 
+def test_a_table_of_names_has_no_queries(tmp_path):
+    rows = [("acme", "1", "query"), ("acme inc", "1", "gallery")]
+    file = write(tmp_path / "names.csv", rows, ("name", "identity", "split"))
+    with pytest.raises(ValueError, match="has the split 'gallery'; allowed are train, validation and test"):
+        load_dataset("table", "test", root=file, column="name")
+
+
 def test_a_copy_of_a_table_is_the_same_content(table, tmp_path):
     copy = tmp_path / "copy.csv"
     copy.write_bytes(table.read_bytes())
@@ -220,3 +233,24 @@ def test_an_encoder_of_strings_is_saved_and_refuses_images(tmp_path, names):
     grams, _ = names.batch([0, 1])
     assert torch.equal(loaded(grams), encoder(grams))
     assert options == {"column": "name"}
+
+
+def test_the_explorer_shows_strings_as_it_shows_images(table, folders):
+    options = {"root": str(table), "column": "name", "identity": "customer"}
+    config = Config(
+        dataset="table", dataset_options=options, miner="two-stage-bag", dim=8, batch_size=8, per_class=2, steps=6,
+        test=False,
+    )  # fmt: skip
+    experiment = Experiment(config)
+    assert config.encoder == "ngrams"
+    story = Story(experiment)
+    for step in experiment:
+        if step.step in (1, 6):
+            story.remember(step.step)
+    view = look(story, 3)
+    assert view.code
+    figure = draw_view(story, view)
+    assert any(ax.get_images() for ax in figure.axes)
+    explorer = Explorer(story, 3)
+    explorer.show(0)
+    assert explorer.view.anchor == 0

@@ -262,3 +262,8 @@ def remember(
     scale = np.float32(FULL * rows.shape[1] ** 0.5)
     _remember(batch, np.ascontiguousarray(rows[order]), scale, np.float32(momentum), sketches, seen[ids], means)
     return batch[0], means
+
+
+def rescale(sketches: Sketches, factor: float) -> None:
+    """Bring sketches from one unit of length to another, where the usual length of an embedding has changed."""
+    sketches.rows[:] = np.rint(sketches.rows * min(factor, 2.0**8)).clip(-127, 127)

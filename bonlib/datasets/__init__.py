@@ -1,5 +1,6 @@
 """Data sets by name."""
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,12 +23,12 @@ from bonlib.datasets.characters.omniglot import find_sets, omniglot, set_digests
 from bonlib.datasets.characters.scripts import HANGUL, IDEOGRAPHS, cjk, find_faces, hangul
 from bonlib.datasets.files import file_digest
 from bonlib.datasets.labelled import LabelledSet
-from bonlib.datasets.own import string_table
+from bonlib.datasets.own import string_table, strings_file
 from bonlib.datasets.parts.catalogue import components, parts
 from bonlib.datasets.parts.ldraw import Library
 from bonlib.datasets.parts.vrml import Models
 from bonlib.datasets.tables import image_set
-from bonlib.datasets.toponyms import toponyms
+from bonlib.datasets.toponyms import geonames_version, toponyms
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,13 +123,15 @@ def content_key(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     key = dict(options)
     if key.get("fonts") is not None:
         key["fonts"] = [file_digest(str(Path(font).expanduser())) for font in key["fonts"]]
-    if name in ("parts", "components") and key.get("root") is not None:
-        key["root"] = (Library if name == "parts" else Models)(key["root"]).version
+    if name in ("parts", "components"):
+        key["library"] = (Library if name == "parts" else Models)(key.pop("root", None)).version
+    if name == "toponyms":
+        key["library"] = geonames_version()
     if name not in BENCHMARKS and name not in ("combined-persons", "omniglot"):
         return key  # drawn from fonts, or brought by a package
     if holds_text(name, key):
-        if key.get("root") is not None:
-            key["root"] = file_digest(str(Path(key["root"]).expanduser()))
+        with strings_file(key.pop("root", None)).open("rb") as opened:
+            key["content"] = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
         return key
     root, parts, seed = key.pop("root", None), key.pop("parts", None), key.get("seed", 0)
     if name == "combined-persons":

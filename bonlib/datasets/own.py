@@ -19,7 +19,7 @@ from bonlib.core.paths import data_dir
 from bonlib.datasets.files import why_no_image
 from bonlib.datasets.splits import Split, check_split, seed_of_split
 from bonlib.datasets.strings import TextSet
-from bonlib.datasets.tables import JUNK, UNKNOWN_CAMERA, LeftOut, Row, check_parts, check_rows, make_table, rows_of
+from bonlib.datasets.tables import JUNK, UNKNOWN_CAMERA, LeftOut, Row, check_rows, make_table, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -168,7 +168,7 @@ def string_table(
     import pandas as pd
 
     check_split(split)
-    file = Path(data_dir() / "table.csv" if root is None else root).expanduser()
+    file = strings_file(root)
     given = _read_table(file)
     if missing := {column, identity} - set(given.columns):
         raise ValueError(f"{file} has the columns {list(given.columns)}; missing: {', '.join(sorted(missing))}.")
@@ -179,7 +179,8 @@ def string_table(
             raise ValueError(f"{file} has no {label} in data row {int(empty.argmax()) + 1}; fill it, or leave it out.")
     if (table["part"] == "").any() and (table["part"] != "").any():
         raise ValueError(f"{file} has a split in some rows and none in others; fill the column or leave it out.")
-    check_parts(table)
+    if wrong := sorted(set(table["part"]) - {"", "train", "validation", "test"}):
+        raise ValueError(f"{file} has the split {wrong[0]!r}; allowed are train, validation and test.")
     total = len(table)
     table = table.drop_duplicates(["string", "identity"])
     repeated = total - len(table)
@@ -204,6 +205,11 @@ def string_table(
         drop=drop if training else 0.0, typos=typos if training else 0.0,
         source={"table": file.name, "column": column, "left out": left_out},
     )  # fmt: skip
+
+
+def strings_file(root: str | Path | None) -> Path:
+    """The file of a table of strings, where none is given ``table.csv`` in the data directory."""
+    return data_dir() / "table.csv" if root is None else Path(root).expanduser()
 
 
 def _read_table(root: Path) -> "pd.DataFrame":

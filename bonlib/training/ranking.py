@@ -87,7 +87,12 @@ def nearest_hits(
     for part, distances in squared_distances(short, short, queries, chunk):
         distances[torch.arange(len(part), device=part.device), part] = torch.inf
         bound, nearest = distances.topk(most, dim=1, largest=False)  # (part, most)
-        apart = torch.bmm(points.rows[nearest], points.rows[part, :, None]).squeeze(2)
+        # Few queries at once, so that their candidates' rows take no more memory than the distances.
+        few = max(len(part) * len(points.rows) // (most * points.rows.shape[1]), 1)
+        apart = torch.cat([
+            torch.bmm(points.rows[found], points.rows[queries, :, None]).squeeze(2)
+            for found, queries in zip(nearest.split(few), part.split(few), strict=True)
+        ])  # fmt: skip
         exact = points.norms[part, None] + points.norms[nearest] - 2 * apart  # (part, most)
         hits, limit = ranked(
             exact, labels[nearest] == labels[part, None], depth, points.norms[part], points.norms[nearest]
@@ -95,6 +100,8 @@ def nearest_hits(
         sure = limit < bound[:, -1].double() - rounding * (points.norms[part] + largest)
         if most == len(points.rows) - 1:
             sure = torch.ones_like(sure)
+        elif torch.get_float32_matmul_precision() != "highest":  # products of fewer digits
+            sure = torch.zeros_like(sure)
         for few, whole in squared_distances(points, points, part[~sure], chunk) if not sure.all() else ():
             whole[torch.arange(len(few), device=few.device), few] = torch.inf
             same = labels[few, None] == labels

@@ -1,7 +1,7 @@
 """Parts as in a maker's catalogue: an identity is a part in a colour, its samples are views of it."""
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,11 +142,14 @@ def _catalogue(
             opened.append(source())
         return opened[0]
 
-    shapes = cached_arrays(name, [_VERSION, version, "shapes"], lambda: _find_shapes(name, once()))
+    shards: list[Path] = []  # kept until all of them are in one file
+    shapes = cached_arrays(name, [_VERSION, version, "shapes"], lambda: _find_shapes(name, once(), shards))
     drawn = cached_arrays(
         name, [_VERSION, version, size, views, colours, seed],
-        lambda: _draw_all(name, once(), shapes, size, views, colours, seed),
+        lambda: _draw_all(name, once(), shapes, (size, views, colours, seed), shards),
     )  # fmt: skip
+    for file in shards:
+        file.unlink(missing_ok=True)
     part_of = drawn["part"]  # (identities,)
     chosen = split_identities(len(shapes["names"]), seed_of_split(seed, split_seed))[split]
     identities = np.flatnonzero(np.isin(part_of, chosen))
@@ -169,7 +172,7 @@ def _catalogue(
     )
 
 
-def _find_shapes(name: str, source: Source) -> dict[str, NDArray[Any]]:
+def _find_shapes(name: str, source: Source, files: list[Path]) -> dict[str, NDArray[Any]]:
     """The parts that can be told apart: names, titles, axes, whether their own colour is seen, their pattern's."""
     up = np.array(source.up)
 
@@ -192,7 +195,7 @@ def _find_shapes(name: str, source: Source) -> dict[str, NDArray[Any]]:
         joined = np.frombuffer(b"".join(packed), dtype=np.uint8)
         return {"axis": axes, "own": own.astype(bool), "looks": joined, "lengths": np.array(list(map(len, packed)))}
 
-    shards = list(_by_shards(name, "looking at parts", source, source.names, "looks", look))
+    shards = _by_shards(name, "looking at parts", source, source.names, "looks", look, files)
     axis, own = (np.concatenate([shard[part] for shard in shards]) for part in ("axis", "own"))
     kept = np.flatnonzero(axis >= 0)
     looks = np.empty((len(kept), len(DIRECTIONS), LOOK, LOOK, 3), dtype=np.uint8)
@@ -220,12 +223,15 @@ def _merged(looks: NDArray[np.uint8], axis: NDArray[np.int64]) -> NDArray[np.int
     first = np.arange(len(looks))
     near = DIRECTIONS @ DIRECTIONS.T >= _BESIDE
     for direction in np.unique(axis):
-        small = looks[:, direction].reshape(len(looks), LOOK // 4, 4, LOOK // 4, 4, 3).mean(axis=(2, 4))
-        small = np.ascontiguousarray(small.reshape(len(looks), -1), dtype=np.float32)  # (parts, 192)
+        # Sums of whole numbers, which float64 holds exactly: the same neighbours on any machine.
+        small = (
+            looks[:, direction].reshape(len(looks), LOOK // 4, 4, LOOK // 4, 4, 3).sum(axis=(2, 4), dtype=np.float64)
+        )
+        small = np.ascontiguousarray(small.reshape(len(looks), -1))  # (parts, 192)
         norms = (small * small).sum(axis=1)
         for part in np.array_split(np.flatnonzero(axis == direction), max(int((axis == direction).sum()) // 512, 1)):
             apart = norms - 2 * small[part] @ small.T  # (part, parts)
-            found = np.argpartition(apart, min(_NEIGHBOURS, len(looks) - 1), axis=1)[:, : _NEIGHBOURS + 1]
+            found = np.argsort(apart, axis=1, kind="stable")[:, : _NEIGHBOURS + 1]
             for a, others in zip(part, found, strict=True):
                 for b in others:
                     seen = np.flatnonzero(near[axis[a]] | near[axis[b]])
@@ -242,9 +248,14 @@ def _root(first: NDArray[np.int64], i: int) -> int:
 
 
 def _draw_all(
-    name: str, source: Source, shapes: dict[str, NDArray[Any]], size: int, views: int, colours: int, seed: int
+    name: str,
+    source: Source,
+    shapes: dict[str, NDArray[Any]],
+    options: tuple[int, int, int, int],
+    files: list[Path],
 ) -> dict[str, NDArray[Any]]:
     """All views of all identities: ``images`` ``(identities, views, 3, size, size)``, ``part``, ``colour``."""
+    size, views, colours, seed = options
     up = np.array(source.up)
     place = {part: i for i, part in enumerate(shapes["names"].tolist())}
 
@@ -265,8 +276,8 @@ def _draw_all(
         stacked = np.stack(images).reshape(len(rows), views, 3, size, size)
         return {"images": stacked, "part": part_of, "colour": colour_of}
 
-    key = ["views", size, views, colours, seed]
-    shards = list(_by_shards(name, "rendering parts", source, shapes["names"].tolist(), key, draw))
+    key = ["views", *options]
+    shards = _by_shards(name, "rendering parts", source, shapes["names"].tolist(), key, draw, files)
     return {part: np.concatenate([shard[part] for shard in shards]) for part in ("images", "part", "colour")}
 
 
@@ -277,8 +288,9 @@ def _by_shards(
     names: list[str],
     key: Any,
     make: Callable[[Sequence[str]], dict[str, NDArray[Any]]],
-) -> Iterator[dict[str, NDArray[Any]]]:
-    """What ``make`` gives for parts, so many at once, each kept in a file until all are there; in order."""
+    files: list[Path],
+) -> list[dict[str, NDArray[Any]]]:
+    """What ``make`` gives for parts, so many at once, in order; each is kept in a file, which is added to ``files``."""
     from tqdm.auto import tqdm
 
     shards = [names[i : i + _SHARD] for i in range(0, len(names), _SHARD)]
@@ -297,9 +309,8 @@ def _by_shards(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    yield from done
-    for k in keys:
-        cache_file(f"{name}/unfinished", k).unlink(missing_ok=True)
+    files += [cache_file(f"{name}/unfinished", k) for k in keys]
+    return done
 
 
 def _colours_of(

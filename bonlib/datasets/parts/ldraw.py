@@ -57,13 +57,10 @@ class Library:
     def version(self) -> str:
         """Sixteen hexadecimal digits that stand for the library: names and sizes of its files, or its archive."""
         if self.root.is_file():
-            return file_digest(str(self.root))[:16]
-        found = sorted(
-            f"{path.relative_to(self.root).as_posix().lower()} {path.stat().st_size}"
-            for part in ("parts", "p")
-            for path in (self.root / part).rglob("*.dat")
-        )
-        return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
+            return hashlib.sha256(file_digest(str(self.root)).encode()).hexdigest()[:16]
+        found = [f"{name} {path.stat().st_size}" for name, path in self._files.items() if isinstance(path, Path)]
+        colours = self.read("ldconfig.ldr") if "ldconfig.ldr" in self._files else ""
+        return hashlib.sha256("\n".join([*sorted(found), colours]).encode()).hexdigest()[:16]
 
     @cached_property
     def _files(self) -> dict[str, Path | bytes]:

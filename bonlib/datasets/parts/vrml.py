@@ -52,7 +52,7 @@ class Models:
     def version(self) -> str:
         """Sixteen hexadecimal digits that stand for the library: names and sizes of its files, or its archive."""
         if self.root.is_file():
-            return file_digest(str(self.root))[:16]
+            return hashlib.sha256(file_digest(str(self.root)).encode()).hexdigest()[:16]
         lines = [
             f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}" for path in self.root.glob("*/*.wrl")
         ]
