@@ -168,7 +168,8 @@ class BagOfNegatives(Miner):
         """
         if given := sorted({"unit", "pool", "window", "momentum"} & set(options)):
             raise ValueError(f"as_published has no {', '.join(given)}; make BagOfNegatives itself with it.")
-        return cls(labels, dim, **{"bags": 1} | options | {"unit": "sample", "pool": 0})
+        chosen: dict[str, Any] = {"bags": 1} | options | {"unit": "sample", "pool": 0}
+        return cls(labels, dim, **chosen)
 
     @property
     def bits(self) -> int:

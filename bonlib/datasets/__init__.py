@@ -64,7 +64,7 @@ def load_dataset(name: str, split: str, **options: Any) -> LabelledSet:
         ModuleNotFoundError: if a package is missing; the message says how to install it.
         FileNotFoundError: if the files or fonts are not there; the message says how to get them.
     """
-    loader = string_table if name == "table" and "column" in options else _DATASETS.get(name)
+    loader: Any = string_table if name == "table" and "column" in options else _DATASETS.get(name)
     takes = options_of(name, text=loader is string_table)
     if unknown := sorted(set(options) - takes):
         raise ValueError(f"dataset {name!r} has no option {', '.join(unknown)}; it has {', '.join(sorted(takes))}.")

@@ -50,7 +50,7 @@ class LabelledSet(Dataset[tuple[Tensor, int]], ABC):
     def channels(self) -> int:
         """Channels of a sample, which the encoder has to know."""
 
-    @property
+    @cached_property
     @abstractmethod
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that stand for samples and labels, one by one, wherever they come from."""

@@ -1,6 +1,7 @@
 """The user's own images and strings: a folder of identities, or a table of paths or of names."""
 # pandas is typed more loosely than it behaves:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false
 
 import csv
 import os

@@ -315,7 +315,7 @@ def _begin_with(encoder: nn.Module, config: Config) -> None:
     if isinstance(config.start, str):
         file = Path(config.start).expanduser()
     else:
-        first = asdict(config) | {"miner": "random", "miner_options": {}, "bits": None, "name": ""}
+        first: dict[str, Any] = asdict(config) | {"miner": "random", "miner_options": {}, "bits": None, "name": ""}
         first |= {"loss": "", "loss_options": {}, "margin": None, "evaluate_every": 0, "schedule": "constant"}
         first |= (config.start or {}) | {"start": None, "fill": False, "test": False}
         first["device"] = config.device.partition(":")[0]
@@ -326,7 +326,7 @@ def _begin_with(encoder: nn.Module, config: Config) -> None:
                     f"start is {config.start}, a run that is not made yet; make it with one process first, without "
                     "torchrun, or give a file of weights."
                 )
-            run = Experiment(Config(**first | {"device": config.device}), file.with_suffix(".checkpoint.pt"))
+            run = Experiment(make_config(first | {"device": config.device}), file.with_suffix(".checkpoint.pt"))
             for _ in run:
                 pass
             made = {"name": config.encoder, "dim": config.dim, "in_channels": run.train.channels}

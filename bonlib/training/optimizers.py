@@ -64,7 +64,7 @@ class AdamOfBothKinds(torch.optim.Optimizer):
         """The states of both, by kind."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over the states of both, or of none.
 
         Raises:
@@ -74,7 +74,7 @@ class AdamOfBothKinds(torch.optim.Optimizer):
         before = self.state_dict()
         try:
             for name, part in self.parts.items():
-                part.load_state_dict(state[name])
+                part.load_state_dict(state_dict[name])
         except BaseException:
             for name, part in self.parts.items():
                 part.load_state_dict(before[name])

@@ -156,7 +156,7 @@ def _catalogue(
     images = drawn["images"][identities]  # (identities, views, 3, size, size)
     rgb = drawn["colour"][identities]
     names = [
-        shapes["names"][part] + (f" #{int(colour):06X}" if colour >= 0 else "")
+        str(shapes["names"][part]) + (f" #{int(colour):06X}" if colour >= 0 else "")
         for part, colour in zip(part_of[identities], rgb, strict=True)
     ]
     return ImageSet(
