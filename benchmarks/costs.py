@@ -74,11 +74,11 @@ def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300
     import pandas as pd
 
     rows = []
-    BagOfNegatives(np.arange(100), 64, batch_size=8).table.move([0], [0])  # compiled before anything is timed
+    BagOfNegatives.as_published(np.arange(100), 64, batch_size=8).table.move([0], [0])  # compiled before anything is timed
     for count in sizes:
         labels, before = np.arange(count) // per_class, _resident_bytes()
         began = time.perf_counter()
-        bag = BagOfNegatives(labels, 64, seed=0)
+        bag = BagOfNegatives.as_published(labels, 64, seed=0)
         built = time.perf_counter()
         rng, spent = np.random.default_rng(0), 0.0
         for ids in np.array_split(rng.permutation(count), max(count // 1_000_000, 1)):
@@ -139,7 +139,7 @@ def sampler_costs(identities: Iterable[int], *, per_class: int = 4, repeats: int
     rows = []
     for count in identities:
         labels = np.arange(count * per_class) // per_class
-        bag, rng = BagOfNegatives(labels, 64, seed=0), np.random.default_rng(0)
+        bag, rng = BagOfNegatives.as_published(labels, 64, seed=0), np.random.default_rng(0)
         bag.table.move(np.arange(len(labels)), rng.integers(0, 2**bag.bits, len(labels)))
         # The peer lays out all batches of a pass at once: eight of them are timed, and divided.
         peer = MPerClassSampler(labels.tolist(), m=4, batch_size=128, length_before_new_iter=8 * 128)
@@ -206,7 +206,7 @@ def step_costs(
         small, dim = name == "small", 64 if name == "small" else 128
         pixels = torch.rand(128, *((1, 32, 32) if small else (3, 256, 128)), device=device)
         encoder = make_encoder(name, dim=dim, in_channels=pixels.shape[1]).to(device).train()
-        bag = BagOfNegatives(labels, dim, steps=10**9, seed=0)
+        bag = BagOfNegatives.as_published(labels, dim, steps=10**9, seed=0)
         train = _training_step(encoder, pixels, torch.optim.Adam(encoder.parameters()))
         embeddings, batches = encoder(pixels).detach(), iter(bag)
         for _ in range(20):
@@ -360,7 +360,7 @@ def _update_together(rank: int, processes: int, dim: int, steps: int, queue: Any
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29600 + processes)}
     dist.init_process_group("gloo", rank=rank, world_size=processes)
-    miner = RankMiner(BagOfNegatives(np.arange(8000) // 8, dim, steps=steps + 1))
+    miner = RankMiner(BagOfNegatives.as_published(np.arange(8000) // 8, dim, steps=steps + 1))
     before, began = 0, 0.0
     for step, indices in enumerate(miner):
         if step == 1:

@@ -1,6 +1,5 @@
 """Bag of Negatives: a hash, a table and sketches, from which sets, triplets and pairs are drawn."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -14,25 +13,14 @@ from bonlib.core.hashes import make_hasher
 from bonlib.core.hashing import Hash
 from bonlib.core.kernels import CODELESS, OWN, SOURCES, UNSEEN, draw_negatives, draw_seeds, read_codes
 from bonlib.core.layout import Form, Ids
+from bonlib.core.means import RunningMeans
 from bonlib.core.miner import Miner
-from bonlib.core.pool import (
-    Dial,
-    clear_marks,
-    draw_window_negatives,
-    draw_window_seeds,
-    new_sketches,
-    ordered,
-    pool_of,
-    remember,
-    rescale,
-)
-from bonlib.core.table import MAX_BITS, BucketTable
+from bonlib.core.pool import Dial, draw_window_negatives, draw_window_seeds, ordered, pool_of
+from bonlib.core.table import MAX_BITS, BucketTable, default_bits
 
 Unit = Literal["identity", "sample"]
 _BAGS = 4  # of a set, where nothing else is asked for
 _LEARNED, _AT_ONCE = 200, 128  # batches that the hash learns from where the table is filled at once, and their size
-_LARGEST = 3e38  # which float32 can hold
-_FAR = 1e3  # times the usual length of an embedding: no sketch needs to know more
 
 
 class BagOfNegatives(Miner):
@@ -51,13 +39,11 @@ class BagOfNegatives(Miner):
       the anchor's window.
     * ``"pair"``: anchors and their positives, other anchors and their negatives, each a quarter of the batch.
 
-    An anchor that has no code yet gets random negatives, so that training starts as random sampling and turns to
-    windows as the table fills, which one pass does; :meth:`fill` does it at once. Cost a step: O(batch · pool),
-    whatever the number of samples or classes. Memory: some 8 bytes a sample and 45 + ``dim`` a class, table, sketches,
-    labels and class index together. :meth:`as_published` has the first stage alone, over samples, as we read the paper.
-
-    Through a ``DataLoader`` with workers, batches are drawn some steps ahead of the updates; that is harmless, their
-    codes are only that much staler. Call ``update`` in the main process.
+    An anchor without a code gets random negatives: training starts as random sampling and turns to windows as the table
+    fills, which one pass does, or :meth:`fill` at once. Cost a step: O(batch · pool), whatever the number of samples or
+    classes. Memory: some 8 bytes a sample and 45 + ``dim`` a class. :meth:`as_published` has the first stage alone,
+    over samples, as we read the paper. Workers of a ``DataLoader`` draw some steps ahead, so that codes are only that much
+    staler; call ``update`` in the main process.
 
     Args:
         labels: ``(num_samples,)`` integers, the class of each sample of the dataset.
@@ -135,24 +121,24 @@ class BagOfNegatives(Miner):
         self.momentum = real_number("momentum", momentum, 0, 0.99)
         self.random_share, self.probe = real_number("random_share", random_share, 0, 1), bool(probe)
         self.num_entries = len(self.classes) if unit == "identity" else self.num_samples
-        if isinstance(hasher, str):
-            bits = default_bits(self.num_entries) if bits is None else whole_number("bits", bits, 1, MAX_BITS)
-            hasher = make_hasher(hasher, self.dim, bits, seed=self.seed)
-        elif hasher.dim != self.dim or bits not in (None, hasher.bits):
-            raise ValueError(
-                f"hasher has dim={hasher.dim} and bits={hasher.bits}, the bag was given dim={dim} and bits={bits}; "
-                "give the same, or leave bits out."
-            )
-        self.hasher = hasher
-        self.table = BucketTable(self.num_entries, hasher.bits)
+        self.hasher = self._hash(hasher, bits)
+        self.table = BucketTable(self.num_entries, self.bits)
         self._corrected = np.zeros(self.num_entries, dtype=np.int32)  # the update that last corrected an entry
         self._updates = self._batches = 0
-        self._sketches = new_sketches(len(self.classes), self.dim if self.pool else 0)
-        # Whether something is remembered of an identity.
-        self._seen = np.zeros(len(self.classes) if self.pool else 0, dtype=bool)
-        self._unit_length = 1.0  # the hash's scale that the sketches are of
+        self._means = RunningMeans(len(self.classes), self.dim if self.pool else 0, self.momentum)
         self._tally = np.zeros(len(SOURCES), dtype=np.int64)
         self._churn = self._error = float("nan")
+
+    def _hash(self, hasher: Hash | str, bits: int | None) -> Hash:
+        if isinstance(hasher, str):
+            bits = default_bits(self.num_entries) if bits is None else whole_number("bits", bits, 1, MAX_BITS)
+            return make_hasher(hasher, self.dim, bits, seed=self.seed)
+        if hasher.dim != self.dim or bits not in (None, hasher.bits):
+            raise ValueError(
+                f"hasher has dim={hasher.dim} and bits={hasher.bits}, the bag was given dim={self.dim} and "
+                f"bits={bits}; give the same, or leave bits out."
+            )
+        return hasher
 
     @classmethod
     def as_published(cls, labels: ArrayLike | Tensor, dim: int, **options: Any) -> "BagOfNegatives":
@@ -225,9 +211,9 @@ class BagOfNegatives(Miner):
     def _fill(self, embed: Callable[[Ids], Tensor], at_once: int) -> None:
         """Look at the whole set; see :meth:`fill`, which puts everything back where this raises."""
         rng = np.random.default_rng([self.seed, 1])
-        drawn = rng.permutation(self.num_samples)[: _LEARNED * _AT_ONCE]
-        for part in np.array_split(drawn, max(len(drawn) // at_once, 1)):
-            for rows in embed(part).split(_AT_ONCE):
+        some = rng.permutation(self.num_samples)[: _LEARNED * _AT_ONCE]
+        for ids in np.array_split(some, max(len(some) // at_once, 1)):
+            for rows in embed(ids).split(_AT_ONCE):
                 self.hasher.partial_fit(rows)
         # Whole classes at a time, so that a sketch is the mean of all samples of its identity.
         first = self._classes.first
@@ -239,15 +225,9 @@ class BagOfNegatives(Miner):
         """Bring sketches and codes up to date with embeddings; returns the codes of their entries before and after."""
         entries, rows = ids, embeddings
         if self.pool:
-            if self.hasher.scale != self._unit_length:
-                rescale(self._sketches, self._unit_length / self.hasher.scale)
-                self._unit_length = self.hasher.scale
-            scaled = (embeddings / self.hasher.scale).clamp(-_FAR, _FAR).cpu().numpy()
-            classes, means = remember(self.class_of[ids], scaled, self.momentum, self._sketches, self._seen)
-            self._seen[classes] = True
+            classes, means = self._means.learn(self.class_of[ids], embeddings, self.hasher.scale)
             if self.unit == "identity":
-                rows = (torch.from_numpy(means).double() * self.hasher.scale).clamp(-_LARGEST, _LARGEST)
-                entries, rows = classes, rows.float().to(embeddings.device)
+                entries, rows = classes, means
         projections = self.hasher.project(rows)  # (entries, bits)
         codes, near = read_codes(projections.to(torch.float32).cpu().numpy())
         before = self.table.codes(entries)
@@ -279,13 +259,11 @@ class BagOfNegatives(Miner):
             ``(n,)`` positions in :attr:`classes`, at most ``pool``; empty where the sample has no code yet.
         """
         i = int(check_indices("i", [i], self.num_samples)[0])
-        found = np.empty(self.pool, dtype=np.int64)
-        clear_marks(self._sketches, 1)
-        n = pool_of(
-            i, self._dial, self.table.buckets, self._classes, self._sketches, np.random.default_rng(self.seed), found,
-            np.empty(2, dtype=np.int64),
-        )  # fmt: skip
-        return found[ordered(int(self.class_of[i]), found, max(n, 0), self._sketches)]
+        found, ends = np.empty(self.pool, dtype=np.int64), np.empty(2, dtype=np.int64)
+        self._means.make_room(1)
+        rng, sketches = np.random.default_rng(self.seed), self._means.sketches
+        n = pool_of(i, self._dial, self.table.buckets, self._classes, sketches, rng, found, ends)
+        return found[ordered(int(self.class_of[i]), found, max(n, 0), sketches)]
 
     def negatives(self, i: int, k: int | None = None) -> Ids:
         """The bag of sample ``i``: dataset indices of the samples of other classes in its bucket.
@@ -307,28 +285,15 @@ class BagOfNegatives(Miner):
         """The state of hash and table in numbers.
 
         Returns:
-            ``bits``; ``filled`` share of samples with a code; ``entropy_bits`` of the distribution of samples over
-            buckets (at most ``bits``); ``balance`` of the bits, 1 where each is set for half of the samples, 0 where
-            each is always the same; ``buckets_used`` share of buckets that are not empty; ``bucket_mean`` size of
-            those; ``bucket_max``; ``churn`` share of codes that change when a sample is forwarded again and
-            ``reconstruction_error`` relative to the embeddings' size (both of late); ``from_own``, ``from_hamming1``,
-            ``from_hamming2``, ``from_random``, ``from_unseen`` shares of the negatives (triplets, pairs) or classes
-            (sets) drawn so far by where they came from; ``empty_bag_rate`` share of those whose anchor had a code but
-            that its own bucket could not give; ``age_mean`` and ``age_max`` of the codes, in steps (updates) since they
-            were corrected; ``batches_missed`` drawn so far without an update: drawn ahead by workers, or skipped.
+            Those of :meth:`BucketTable.stats <bonlib.core.table.BucketTable.stats>`; ``churn`` share of codes that
+            change at the next visit and ``reconstruction_error`` relative to the embeddings' size (both of late);
+            ``from_own``, ``from_hamming1``, ``from_hamming2``, ``from_random``, ``from_unseen`` shares of the negatives
+            (triplets, pairs) or classes (sets) drawn so far by where they came from; ``empty_bag_rate`` share of those
+            whose anchor had a code but that its own bucket could not give; ``age_mean`` and ``age_max`` of the codes,
+            in updates since they were corrected; ``batches_missed`` drawn so far without an update.
         """
-        sizes = self.table.sizes()
-        used = sizes[sizes > 0]
-        share = used / max(used.sum(), 1)
         drawn, coded = self._tally.sum(), self._tally[:CODELESS].sum()
-        return {
-            "bits": self.bits,
-            "filled": self.table.filled / self.num_entries,
-            "entropy_bits": float(-(share * np.log2(share)).sum()) + 0.0,
-            "balance": self._balance(),
-            "buckets_used": len(used) / len(sizes),
-            "bucket_mean": float(used.mean()) if len(used) else 0.0,
-            "bucket_max": int(sizes.max()),
+        return self.table.stats() | {
             "churn": self._churn,
             "reconstruction_error": self._error,
             **self._ages(),
@@ -336,14 +301,6 @@ class BagOfNegatives(Miner):
             "empty_bag_rate": float(1 - self._tally[OWN] / coded) if coded else 0.0,
             **{f"from_{name}": float(n / max(drawn, 1)) for name, n in zip(SOURCES, self._tally, strict=True)},
         }
-
-    def _balance(self) -> float:
-        """Mean over the bits of twice the share of samples on the smaller side."""
-        if not self.table.filled:
-            return 0.0
-        sizes, codes = self.table.sizes(), np.arange(2**self.bits)
-        shares = [sizes[(codes >> bit) & 1 == 1].sum() / self.table.filled for bit in range(self.bits)]
-        return float(np.mean([2 * min(share, 1 - share) for share in shares]))
 
     def _ages(self) -> dict[str, float]:
         """Mean and largest number of updates since the codes were corrected; NaN where there are none."""
@@ -359,9 +316,7 @@ class BagOfNegatives(Miner):
         return super().state_dict() | {
             "table": self.table.state_dict(),
             "hasher": self.hasher.state_dict(),
-            "sketches": torch.from_numpy(self._sketches.rows.copy()),
-            "seen": torch.from_numpy(self._seen.copy()),
-            "unit_length": self._unit_length,
+            "means": self._means.state_dict(),
             "corrected": torch.from_numpy(self._corrected.copy()),
             "updates": self._updates,
             "batches": self._batches,
@@ -374,15 +329,13 @@ class BagOfNegatives(Miner):
         super()._load(state)
         table = BucketTable(self.num_entries, self.bits)
         table.load_state_dict(state["table"])
-        arrays = {name: as_array(state[name]) for name in ("corrected", "tally", "sketches", "seen")}
-        own = (self._corrected, self._tally, self._sketches.rows, self._seen)
-        for (name, array), mine in zip(arrays.items(), own, strict=True):
-            if array.shape != mine.shape or array.dtype != mine.dtype:
-                raise ValueError(f"state is damaged: {name} has dtype {array.dtype} and shape {array.shape}.")
-        self.table, self._corrected, self._tally = table, arrays["corrected"].copy(), arrays["tally"].copy()
-        self._sketches = self._sketches._replace(rows=arrays["sketches"].copy())
-        self._seen = arrays["seen"].copy()
-        self._unit_length = real_number("unit_length", state["unit_length"], math.ulp(0))
+        means = RunningMeans(len(self.classes), self.dim if self.pool else 0, self.momentum)
+        means.load_state_dict(state["means"])
+        corrected, tally = as_array(state["corrected"]), as_array(state["tally"])
+        if (corrected.shape, tally.shape) != (self._corrected.shape, self._tally.shape):
+            raise ValueError(f"state is damaged: corrected has shape {corrected.shape}, tally {tally.shape}.")
+        self.table, self._means = table, means
+        self._corrected, self._tally = corrected.astype(np.int32), tally.astype(np.int64)
         self._updates = whole_number("updates", state["updates"], 0, 2**31 - 1)
         self._batches = whole_number("batches", state["batches"], 0)
         self._churn, self._error = float(state["churn"]), float(state["error"])
@@ -390,19 +343,7 @@ class BagOfNegatives(Miner):
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         super()._check_state(state)
-        parts = (
-            "table",
-            "hasher",
-            "sketches",
-            "seen",
-            "unit_length",
-            "corrected",
-            "tally",
-            "updates",
-            "batches",
-            "churn",
-            "error",
-        )
+        parts = ("table", "hasher", "means", "corrected", "tally", "updates", "batches", "churn", "error")
         own_state(state, "a bag", parts)
 
     def _config(self) -> dict[str, Any]:
@@ -413,8 +354,8 @@ class BagOfNegatives(Miner):
     @property
     def nbytes(self) -> int:
         """Bytes held for samples, classes and buckets: table, labels, class index, sketches."""
-        arrays = (self.classes, *self._classes, self._corrected, *self._sketches, self._seen)
-        return self.table.nbytes + sum(array.nbytes for array in arrays)
+        arrays = (self.classes, *self._classes, self._corrected)
+        return self.table.nbytes + self._means.nbytes + sum(array.nbytes for array in arrays)
 
     def _draw_batch(self) -> Ids:
         self._batches += 1
@@ -428,8 +369,8 @@ class BagOfNegatives(Miner):
         """One sample each of ``num_classes`` classes, from what is near ``bags`` anchors."""
         count = whole_number("num_classes", num_classes, 1, len(self.classes))
         shares, chance = (count, round((1 - self.random_share) * count)), (self._streams, self._rng)
-        anchors, sketches = self.draw_anchors(self.bags), self._sketches
-        clear_marks(sketches, self.bags + 1)
+        anchors, sketches = self.draw_anchors(self.bags), self._means.sketches
+        self._means.make_room(self.bags + 1)
         if self.pool:
             return draw_window_seeds(
                 anchors, shares, self._dial, self.table.buckets, self._classes, sketches, chance, self._tally
@@ -444,21 +385,11 @@ class BagOfNegatives(Miner):
         """A sample of each anchor's window or bag, or of the fall-backs: ``(n,)`` to ``(n,)``."""
         ids = check_indices("anchors", anchors, self.num_samples)
         dial, buckets, classes = self._dial, self.table.buckets, self._classes
-        clear_marks(self._sketches, len(ids))
+        self._means.make_room(len(ids))
         if self.pool:
-            drawn = draw_window_negatives(ids, dial, buckets, classes, self._sketches, self._rng, self._tally)
+            drawn = draw_window_negatives(ids, dial, buckets, classes, self._means.sketches, self._rng, self._tally)
         else:
             drawn = draw_negatives(ids, dial.bits, buckets, classes, self._rng, self._tally)
         if self.random_share:
             drawn = np.where(self._rng.random(len(ids)) < self.random_share, self.random_negatives(ids), drawn)
         return drawn
-
-
-def default_bits(num_samples: int) -> int:
-    """Bits for which a bucket of the filled table holds 15 to 30 samples on average, within 1 to 24.
-
-    Example:
-        >>> default_bits(38_000), default_bits(10), default_bits(10**9)
-        (11, 1, 24)
-    """
-    return min(max(int(math.log2(max(num_samples / 15, 1))), 1), MAX_BITS)

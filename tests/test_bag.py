@@ -409,8 +409,8 @@ def test_sizes_that_would_overflow_are_refused():
 def test_marks_of_classes_begin_anew_before_they_overflow():
     labels = np.repeat(np.arange(20), 5)
     bag, reference = make(labels), make(labels)
-    bag._sketches.stamp[0] = 2**31 - 3
-    bag._sketches.mark[:] = np.arange(20) + 1  # as if marked by the first sets of all
+    bag._means.sketches.stamp[0] = 2**31 - 3
+    bag._means.sketches.mark[:] = np.arange(20) + 1  # as if marked by the first sets of all
     for _, batch, other in zip(range(6), bag, reference, strict=False):
         assert batch == other
         assert_layout(bag, labels, batch)

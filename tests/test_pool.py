@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bonlib import BagOfNegatives
 from bonlib.core.kernels import UNSEEN
-from bonlib.core.pool import FULL
+from bonlib.core.means import FULL
 
 DIM = 16
 labels = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 6))
@@ -114,7 +114,7 @@ def test_a_sketch_is_a_running_mean():
     bag.correct(ids[:3], rows[ids[:3]])
     bag.correct(np.r_[ids[3:], 0], np.concatenate([rows[ids[3:]], rows[:1]]))
     expected = 0.75 * rows[ids[:3]].mean(axis=0) + 0.25 * rows[ids[3:]].mean(axis=0)
-    np.testing.assert_allclose(bag._sketches.rows[3] / (FULL * DIM**0.5), expected, atol=1 / (FULL * DIM**0.5))
+    np.testing.assert_allclose(bag._means.sketches.rows[3] / (FULL * DIM**0.5), expected, atol=1 / (FULL * DIM**0.5))
 
 
 def test_codes_of_identities_are_those_of_their_means():
@@ -173,7 +173,7 @@ def test_a_huge_row_does_not_reach_beyond_its_own_identity():
     others = np.flatnonzero(labels != labels[0])
     assert (bag.codes(others) == reference.codes(others)).all()
     kept = np.arange(40) != labels[0]
-    assert (bag._sketches.rows[kept] == reference._sketches.rows[kept]).all()
+    assert (bag._means.sketches.rows[kept] == reference._means.sketches.rows[kept]).all()
 
 
 @pytest.mark.parametrize("unit", ["identity", "sample"])
@@ -227,13 +227,13 @@ def test_a_fill_that_fails_changes_nothing():
 def test_sketches_follow_the_usual_length_of_an_embedding():
     """Ten times as long embeddings of half of the identities: the others' sketches are brought to the new unit."""
     bag = filled()
-    before = bag._sketches.rows.copy()
+    before = bag._means.sketches.rows.copy()
     some = np.flatnonzero(labels < 20)
     for _ in range(10):
         bag.update(some, embeddings()[some] * 8)
     assert bag.hasher.scale == 8
     untouched = np.arange(40) >= 20
-    np.testing.assert_allclose(bag._sketches.rows[untouched], before[untouched] / 8, atol=0.51)
+    np.testing.assert_allclose(bag._means.sketches.rows[untouched], before[untouched] / 8, atol=0.51)
     loaded = BagOfNegatives(labels, DIM, **WIDE)
     loaded.load_state_dict(bag.state_dict())
     assert list(loaded) == list(bag)

@@ -8,7 +8,6 @@ All functions are O(pool) a draw, whatever the number of samples or identities.
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bonlib.core.kernels import (
     CLASSES,
@@ -26,15 +25,6 @@ from bonlib.core.kernels import (
 from bonlib.core.permutation import compiled
 
 _LOOKED = 8  # members of a bucket that are looked at for each place in the pool that is free
-FULL = 127 / 4  # levels of a sketch a standard deviation of a unit vector's entries
-
-
-class Sketches(NamedTuple):
-    """What is remembered of each identity, and scratch space."""
-
-    rows: NDArray[np.int8]  # (num_classes, dim)
-    mark: NDArray[np.int32]  # (num_classes,) the last stamp of an identity
-    stamp: NDArray[np.int32]  # (1,) the last stamp that was given
 
 
 class Dial(NamedTuple):
@@ -45,20 +35,6 @@ class Dial(NamedTuple):
     last: int  # rank up to which, itself left out
     bits: int  # of the code that are flipped in search of candidates, 0 or all
     by_class: int  # 1 where the table holds identities, 0 where it holds samples
-
-
-def new_sketches(num_classes: int, dim: int) -> Sketches:
-    """Nothing is remembered yet."""
-    return Sketches(
-        np.zeros((num_classes, dim), dtype=np.int8), np.zeros(num_classes, dtype=np.int32), np.zeros(1, dtype=np.int32)
-    )
-
-
-def clear_marks(sketches: Sketches, room: int) -> None:
-    """Begin the stamps anew before ``room`` more would overflow."""
-    if sketches.stamp[0] > 2**31 - 2 - room:
-        sketches.mark[:] = 0
-        sketches.stamp[0] = 0
 
 
 @compiled
@@ -211,59 +187,3 @@ def draw_window_negatives(anchors, dial, buckets, classes, sketches, rng, tally)
             drawn[i] = random_negative(c, classes, rng)
             tally[RANDOM if n == 0 else CODELESS] += 1
     return drawn
-
-
-@compiled
-def _remember(batch, rows, scale, momentum, sketches, seen, means):  # pragma: no cover
-    """Move the sketches of identities toward what a batch says of them; also writes the new means.
-
-    Args:
-        batch: identities ``(n,)``, each once, and where the rows of each begin ``(n + 1,)``.
-        rows: ``(batch, dim)`` float32, identity after identity.
-        scale: levels of a sketch for one unit of a row.
-        momentum: share of the old sketch in the new one.
-        sketches: is written to.
-        seen: ``(n,)`` whether something is remembered already.
-        means: ``(n, dim)`` float32, is written to.
-    """
-    class_ids, begins = batch
-    for i in range(len(class_ids)):
-        c, count = class_ids[i], begins[i + 1] - begins[i]
-        for d in range(rows.shape[1]):
-            total = np.float32(0)
-            for j in range(begins[i], begins[i + 1]):
-                total += rows[j, d]
-            value = total / np.float32(count)
-            if seen[i]:
-                value = momentum * (np.float32(sketches.rows[c, d]) / scale) + (np.float32(1) - momentum) * value
-            means[i, d] = value
-            sketches.rows[c, d] = np.int8(min(max(np.rint(value * scale), -127), 127))
-
-
-def remember(
-    class_of: NDArray[np.int32], rows: NDArray[np.float32], momentum: float, sketches: Sketches, seen: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Move the sketches of the identities in a batch toward the mean of their rows.
-
-    Args:
-        class_of: ``(batch,)`` identity of each row.
-        rows: ``(batch, dim)`` of about unit length.
-        momentum: share of the old sketch in the new one, 0 to below 1.
-        sketches: is written to.
-        seen: ``(num_classes,)`` whether something is remembered of an identity already.
-
-    Returns:
-        The identities ``(n,)``, each once, and the running means ``(n, dim)`` that their sketches stand for.
-    """
-    order = np.argsort(class_of, kind="stable")
-    ids, begins = np.unique(class_of[order], return_index=True)
-    batch = ids.astype(np.int64), np.append(begins, len(order)).astype(np.int64)
-    means = np.empty((len(ids), rows.shape[1]), dtype=np.float32)
-    scale = np.float32(FULL * rows.shape[1] ** 0.5)
-    _remember(batch, np.ascontiguousarray(rows[order]), scale, np.float32(momentum), sketches, seen[ids], means)
-    return batch[0], means
-
-
-def rescale(sketches: Sketches, factor: float) -> None:
-    """Bring sketches from one unit of length to another, where the usual length of an embedding has changed."""
-    sketches.rows[:] = np.rint(sketches.rows * min(factor, 2.0**8)).clip(-127, 127)

@@ -5,6 +5,7 @@ bucket that outgrows its slab gets one of half as much room again at the end of 
 it is packed anew. Both costs are amortised: a sample pays for a constant number of copies over its life in the table.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,6 +101,29 @@ class BucketTable:
         """Number of samples in each bucket: ``(2**bits,)`` int64."""
         return self._size.astype(np.int64)
 
+    def stats(self) -> dict[str, float]:
+        """How full the buckets are.
+
+        Returns:
+            ``bits``; ``filled`` share of entries with a code; ``entropy_bits`` of their distribution over buckets (at
+            most ``bits``); ``balance`` of the bits, 1 where each is set for half of the entries, 0 where each is always
+            the same; ``buckets_used`` share of buckets that are not empty; ``bucket_mean`` size of those;
+            ``bucket_max``.
+        """
+        sizes, codes = self.sizes(), np.arange(2**self.bits)
+        used = sizes[sizes > 0]
+        share, filled = used / max(used.sum(), 1), max(self.filled, 1)
+        ones = [sizes[(codes >> bit) & 1 == 1].sum() / filled for bit in range(self.bits)]  # share of each bit
+        return {
+            "bits": self.bits,
+            "filled": self.filled / self.num_samples,
+            "entropy_bits": float(-(share * np.log2(share)).sum()) + 0.0,
+            "balance": float(np.mean([2 * min(one, 1 - one) for one in ones])),
+            "buckets_used": len(used) / len(sizes),
+            "bucket_mean": float(used.mean()) if len(used) else 0.0,
+            "bucket_max": int(sizes.max()),
+        }
+
     @property
     def nbytes(self) -> int:
         """Bytes held by the table's arrays."""
@@ -160,6 +184,16 @@ class BucketTable:
         pool = np.empty(used + used // _SLACK + spare, dtype=np.int32)
         _copy(self._pool, self._start, self._size, pool, start)
         self._pool, self._start, self._room, self._used = pool, start, room.astype(np.int32), used
+
+
+def default_bits(num_samples: int) -> int:
+    """Bits for which a bucket of the filled table holds 15 to 30 samples on average, within 1 to 24.
+
+    Example:
+        >>> default_bits(38_000), default_bits(10), default_bits(10**9)
+        (11, 1, 24)
+    """
+    return min(max(int(math.log2(max(num_samples / 15, 1))), 1), MAX_BITS)
 
 
 @compiled

@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bonlib.bag import default_bits
 from bonlib.core.checks import check_device, known_options, real_number, whole_number
 from bonlib.core.distributed import from_rank_zero, rank, world_size
 from bonlib.core.hashes import make_hasher
 from bonlib.core.layout import Form, Ids
 from bonlib.core.paths import data_dir
+from bonlib.core.table import default_bits
 from bonlib.datasets import content_key, holds_text, load_dataset
 from bonlib.datasets.labelled import LabelledSet
 from bonlib.miners import make_miner

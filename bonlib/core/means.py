@@ -1,0 +1,135 @@
+"""What is remembered of each identity: the running mean of its embeddings, in eight bits a dimension."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bonlib.core.checks import as_array, own_state, real_number
+from bonlib.core.permutation import compiled
+
+FULL = 127 / 4  # levels of a sketch for a standard deviation of a unit vector's entries
+_FAR, _LARGEST = 1e3, 3e38  # times the usual length: no sketch needs to know more; what float32 can hold
+_LAST = 2**31 - 2  # stamps until the marks begin anew
+
+
+class Sketches(NamedTuple):
+    """What is remembered of each identity, and scratch space."""
+
+    rows: NDArray[np.int8]  # (num_classes, dim)
+    mark: NDArray[np.int32]  # (num_classes,) the last stamp of an identity
+    stamp: NDArray[np.int32]  # (1,) the last stamp that was given
+
+
+class RunningMeans:
+    """A sketch of each identity, which moves toward the mean of its samples in each batch that holds some.
+
+    Args:
+        num_classes: number of identities.
+        dim: width of the embeddings; 0 to remember nothing.
+        momentum: share of the old mean in the new one, 0 to below 1.
+
+    Attributes:
+        sketches: the means, for compiled readers, and scratch space for them.
+    """
+
+    def __init__(self, num_classes: int, dim: int, momentum: float) -> None:
+        self.momentum = momentum
+        self._seen = np.zeros(num_classes if dim else 0, dtype=bool)  # whether something is remembered of an identity
+        self._unit = 1.0  # length that the sketches are in
+        self.sketches = Sketches(
+            np.zeros((num_classes, dim), dtype=np.int8),
+            np.zeros(num_classes, dtype=np.int32),
+            np.zeros(1, dtype=np.int32),
+        )
+
+    def learn(self, class_of: NDArray[np.int32], embeddings: Tensor, unit: float) -> tuple[NDArray[np.int64], Tensor]:
+        """Move sketches toward what a batch says.
+
+        Args:
+            class_of: ``(batch,)`` identity of each row.
+            embeddings: ``(batch, dim)`` finite float32, on any device.
+            unit: the usual length of an embedding; where it has changed, all sketches are brought to it.
+
+        Returns:
+            The identities ``(n,)``, each once, and their running means ``(n, dim)`` float32 on the same device.
+        """
+        if unit != self._unit:
+            factor = min(self._unit / unit, 2.0**8)
+            self.sketches.rows[:] = np.rint(self.sketches.rows * factor).clip(-127, 127)
+            self._unit = unit
+        rows = (embeddings / unit).clamp(-_FAR, _FAR).cpu().numpy()
+        order = np.argsort(class_of, kind="stable")
+        ids, begins = np.unique(class_of[order], return_index=True)
+        batch = ids.astype(np.int64), np.append(begins, len(order)).astype(np.int64)
+        means = np.empty((len(ids), rows.shape[1]), dtype=np.float32)
+        levels = np.float32(FULL * rows.shape[1] ** 0.5)  # of a sketch for the unit
+        momentum = np.float32(self.momentum)
+        _move(batch, np.ascontiguousarray(rows[order]), levels, momentum, self.sketches, self._seen[ids], means)
+        self._seen[ids] = True
+        wide = (torch.from_numpy(means).double() * unit).clamp(-_LARGEST, _LARGEST)
+        return batch[0], wide.float().to(embeddings.device)
+
+    def make_room(self, stamps: int) -> None:
+        """Begin the marks of identities anew before so many more stamps would overflow."""
+        if self.sketches.stamp[0] > _LAST - stamps:
+            self.sketches.mark[:] = 0
+            self.sketches.stamp[0] = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(array.nbytes for array in (*self.sketches, self._seen))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that draws depend on; marks are scratch."""
+        return {
+            "rows": torch.from_numpy(self.sketches.rows.copy()),
+            "seen": torch.from_numpy(self._seen.copy()),
+            "unit": self._unit,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state saved by :meth:`state_dict`.
+
+        Raises:
+            ValueError: if it is of another number or width of identities, or damaged; nothing is changed then.
+        """
+        own_state(state, "running means", ("rows", "seen", "unit"))
+        rows, seen, unit = as_array(state["rows"]), as_array(state["seen"]), state["unit"]
+        for name, array, own in (("rows", rows, self.sketches.rows), ("seen", seen, self._seen)):
+            if array.shape != own.shape or array.dtype != own.dtype:
+                raise ValueError(f"state is damaged: {name} has dtype {array.dtype} and shape {array.shape}.")
+        unit = real_number("unit", unit, math.ulp(0))
+        self.sketches, self._seen, self._unit = self.sketches._replace(rows=rows.copy()), seen.copy(), unit
+
+
+@compiled
+def _move(batch, rows, scale, momentum, sketches, seen, means):  # pragma: no cover
+    """Move the sketches of identities toward what a batch says of them; also writes the new means.
+
+    Args:
+        batch: identities ``(n,)``, each once, and where the rows of each begin ``(n + 1,)``.
+        rows: ``(batch, dim)`` float32, identity after identity.
+        scale: levels of a sketch for one unit of a row.
+        momentum: share of the old sketch in the new one.
+        sketches: is written to.
+        seen: ``(n,)`` whether something is remembered already.
+        means: ``(n, dim)`` float32, is written to.
+    """
+    class_ids, begins = batch
+    for i in range(len(class_ids)):
+        c, count = class_ids[i], begins[i + 1] - begins[i]
+        for d in range(rows.shape[1]):
+            total = np.float32(0)
+            for j in range(begins[i], begins[i + 1]):
+                total += rows[j, d]
+            value = total / np.float32(count)
+            if seen[i]:
+                value = momentum * (np.float32(sketches.rows[c, d]) / scale) + (np.float32(1) - momentum) * value
+            means[i, d] = value
+            sketches.rows[c, d] = np.int8(min(max(np.rint(value * scale), -127), 127))
