@@ -42,8 +42,8 @@ class BagOfNegatives(Miner):
     An anchor without a code gets random negatives: training starts as random sampling and turns to windows as the table
     fills, which one pass does, or :meth:`fill` at once. Cost a step: O(batch · pool), whatever the number of samples or
     classes. Memory: some 8 bytes a sample and 45 + ``dim`` a class. :meth:`as_published` has the first stage alone,
-    over samples, as we read the paper. Workers of a ``DataLoader`` draw some steps ahead, so that codes are only that much
-    staler; call ``update`` in the main process.
+    over samples, as we read the paper. Workers of a ``DataLoader`` draw some steps ahead, so that codes are only that
+    much staler; call ``update`` in the main process.
 
     Args:
         labels: ``(num_samples,)`` integers, the class of each sample of the dataset.
