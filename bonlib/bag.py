@@ -26,9 +26,9 @@ _LEARNED, _AT_ONCE = 200, 128  # batches that the hash learns from where the tab
 class BagOfNegatives(Miner):
     """Batch sampler that draws hard negatives from hash buckets over the whole training set, at any size of it.
 
-    **First stage.** A short binary code from a linear autoencoder that learns online puts each identity into a bucket;
-    the code is that of the running mean of the identity's embeddings. A step corrects the codes of the identities
-    that it forwarded, all others stay stale.
+    **First stage.** A short binary code puts each identity into a bucket: on which sides of some hyperplanes the running
+    mean of its embeddings lies. Random ones do as well here as those of a linear autoencoder that learns online. A step
+    corrects the codes of the identities that it forwarded, all others stay stale.
 
     **Second stage.** Identities in the anchor's bucket, and in those one and two bits away, nearest hyperplane first,
     are its pool. They are ordered by sketches, the running means in eight bits a dimension, and drawn from a window of
@@ -100,7 +100,7 @@ class BagOfNegatives(Miner):
         random_share: float = 0.0,
         probe: bool = True,
         bits: int | None = None,
-        hasher: Hash | str = "autoencoder",
+        hasher: Hash | str = "hyperplanes",
         steps: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -142,7 +142,7 @@ class BagOfNegatives(Miner):
 
     @classmethod
     def as_published(cls, labels: ArrayLike | Tensor, dim: int, **options: Any) -> "BagOfNegatives":
-        """BoN as we read the paper: buckets of samples, one bag a set, uniform draws from a bucket.
+        """BoN as we read the paper: a learned hash, buckets of samples, one bag a set, uniform draws from a bucket.
 
         Args:
             labels: as of the class.
@@ -154,7 +154,7 @@ class BagOfNegatives(Miner):
         """
         if given := sorted({"unit", "pool", "window", "momentum"} & set(options)):
             raise ValueError(f"as_published has no {', '.join(given)}; make BagOfNegatives itself with it.")
-        chosen: dict[str, Any] = {"bags": 1} | options | {"unit": "sample", "pool": 0}
+        chosen: dict[str, Any] = {"bags": 1, "hasher": "autoencoder"} | options | {"unit": "sample", "pool": 0}
         return cls(labels, dim, **chosen)
 
     @property

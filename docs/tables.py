@@ -88,7 +88,7 @@ def warm() -> str:
     for name, group in runs.groupby("dataset", sort=False):
         means = group.groupby("method")["validation.recall@1"].mean()
         table = against(group, "validation.recall@1", "two stages")
-        for method in ("random", "first stage", "two stages", "two stages, hyperplanes"):
+        for method in ("random", "first stage", "two stages", "two stages, learned hash"):
             fewer = 1 - (1 - means[method]) / (1 - means["random"])
             lead = points(table.loc[method]) if method in table.index else ""
             errors = "" if method == "random" else f"{fewer:+.0%}".replace("+", "")

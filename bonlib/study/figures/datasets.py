@@ -71,9 +71,9 @@ def curves_by_dataset(history: "pd.DataFrame", metric: str = "recall@1") -> Figu
 
 
 def _look(run: "pd.Series") -> tuple[str, str]:
-    """Colour and dash of a run: by its miner, and by what else tells its method from others of that miner."""
-    learned = run["miner_options"].get("hasher", "autoencoder") == "autoencoder"
-    return MINER_COLOURS.get(run["miner"], MUTED), LOSS_DASHES.get(run["loss"], "-") if learned else "-."
+    """Colour and dash of a run: by its miner and loss, and whether its name says that it is a variant."""
+    dash = "-." if "," in run.get("name", "") else LOSS_DASHES.get(run["loss"], "-")
+    return MINER_COLOURS.get(run["miner"], MUTED), dash
 
 
 def recall_over_gallery(table: "pd.DataFrame") -> Figure:
