@@ -26,9 +26,9 @@ _LEARNED, _AT_ONCE = 200, 128  # batches that the hash learns from where the tab
 class BagOfNegatives(Miner):
     """Batch sampler that draws hard negatives from hash buckets over the whole training set, at any size of it.
 
-    **First stage.** A short binary code puts each identity into a bucket: on which sides of some hyperplanes the running
-    mean of its embeddings lies. Random ones do as well here as those of a linear autoencoder that learns online. A step
-    corrects the codes of the identities that it forwarded, all others stay stale.
+    **First stage.** A short binary code puts each identity into a bucket: on which sides of some hyperplanes the
+    running mean of its embeddings lies. Random ones do as well here as those of an autoencoder that learns online. A
+    step corrects the codes of the identities that it forwarded, all others stay stale.
 
     **Second stage.** Identities in the anchor's bucket, and in those one and two bits away, nearest hyperplane first,
     are its pool. They are ordered by sketches, the running means in eight bits a dimension, and drawn from a window of

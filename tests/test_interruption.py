@@ -30,7 +30,7 @@ for step in fit(net, data, bag, make_loss("batch-hard", "set"), steps=int(sys.ar
     print(step.step, flush=True)
 state = torch.load(sys.argv[1], weights_only=True)
 parts = [value.numpy().tobytes() for value in state["encoder"].values()]
-parts += [bag.table.codes(torch.arange(480).numpy()).tobytes(), repr(sorted(step.metrics.items())).encode()]
+parts += [bag.codes(torch.arange(480)).tobytes(), repr(sorted(step.metrics.items())).encode()]
 print("digest", hashlib.sha256(b"".join(parts)).hexdigest(), flush=True)
 """
 
