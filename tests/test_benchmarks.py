@@ -296,7 +296,7 @@ def test_the_list_tells_what_is_here(folders):
     assert {"glyphs", "hangul", "omniglot", "folder", "table", "combined-persons", *BENCHMARKS} <= set(table.index)
     assert table.loc["glyphs", "here"]
     assert not table.loc["market1501", "here"]
-    assert table.loc["market1501", ["identities", "images"]].tolist() == [1501, 36_036]
+    assert table.loc["market1501", ["identities", "samples"]].tolist() == [1501, 36_036]
     (folders / "data" / "market1501").mkdir(parents=True)
     assert list_datasets().loc["market1501", "here"]
     assert "withdrawn" in table.loc["dukemtmc", "licence"]

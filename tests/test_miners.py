@@ -13,7 +13,7 @@ from bonlib.training.losses import HierarchicalTripletLoss, make_loss
 DIM = 8
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(40) * 2 + 7, 5))  # 200 points, labels with gaps
 CLASS_OF = (LABELS - 7) // 2
-LOOKING = sorted(set(list_miners()) - {"bag", "random", "class-based"})
+LOOKING = sorted(set(list_miners()) - {"bag", "two-stage-bag", "random", "class-based"})
 
 
 def points(seed: int = 0, noise: float = 0.3) -> torch.Tensor:

@@ -27,7 +27,7 @@ def test_sweeps_differ_within_a_seed_in_the_method_alone(file):
         methods = [c for c in configs if (c.dataset, c.identities, c.steps) == row]
         assert len({c.batch_size for c in methods}) == 1
         assert len({c.seed for c in methods}) * 2 <= len(methods)  # something to compare with
-    assert len({c.dataset for c in configs}) == (3 if file.stem == "datasets" else 1)
+    assert len({c.dataset for c in configs}) == {"datasets": 3, "large": 2, "warm": 2}.get(file.stem, 1)
 
 
 def test_the_rivals_are_the_trials_that_did_best_on_validation_classes():
@@ -179,4 +179,4 @@ def test_memory_that_a_step_frees_is_kept():
         )
         for call in ("1", "keep_freed_memory()")
     )
-    assert kept < 100 < plain
+    assert kept < plain / 4

@@ -9,12 +9,12 @@ from numba import njit
 _ROUNDS = 4
 
 
-def compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """Compile with numba; kept on the disk for the next process, where there is a place that can be written."""
     try:
-        return njit(cache=True)(function)
+        return njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written
-        return njit(function)
+        return njit(**options)(function)
 
 
 @compiled

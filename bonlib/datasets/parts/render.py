@@ -4,10 +4,10 @@ Only additions, products, quotients and square roots, in a fixed order, which IE
 angles. Views are drawn so that a part is seen as in a catalogue: upright, from within a cap around its axis.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from bonlib.core.permutation import compiled
@@ -132,7 +132,7 @@ def _in_disc(rng: np.random.Generator) -> NDArray[np.float64]:
             return point / length
 
 
-_without_lock = njit(cache=True, nogil=True, error_model="numpy")
+_without_lock = partial(compiled, nogil=True, error_model="numpy")
 
 
 @_without_lock
