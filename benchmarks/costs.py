@@ -74,7 +74,7 @@ def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300
     import pandas as pd
 
     rows = []
-    BagOfNegatives.as_published(np.arange(100), 64, batch_size=8).table.move([0], [0])  # compiled before anything is timed
+    BagOfNegatives.as_published(np.arange(100), 64, batch_size=8).table.move([0], [0])  # compiles
     for count in sizes:
         labels, before = np.arange(count) // per_class, _resident_bytes()
         began = time.perf_counter()

@@ -45,7 +45,7 @@ def batch_hard(embeddings, labels, margin=0.2):
     return (farthest - nearest + margin).relu().mean()
 
 
-bag = BagOfNegatives(labels, dim=64, batch_size=128, steps=steps)  # 32 identities in groups of look-alikes, 4 images each
+bag = BagOfNegatives(labels, dim=64, batch_size=128, steps=steps)  # 32 identities in groups of look-alikes
 for indices in bag:
     embeddings = encoder(images[indices])
     loss = batch_hard(embeddings, labels[indices])

@@ -72,7 +72,7 @@ def curves_by_dataset(history: "pd.DataFrame", metric: str = "recall@1") -> Figu
 
 def _look(run: "pd.Series") -> tuple[str, str]:
     """Colour and dash of a run: by its miner and loss, and whether its name says that it is a variant."""
-    dash = "-." if "," in run.get("name", "") else LOSS_DASHES.get(run["loss"], "-")
+    dash = "-." if "," in str(run["name"]) else LOSS_DASHES.get(run["loss"], "-")
     return MINER_COLOURS.get(run["miner"], MUTED), dash
 
 
