@@ -210,3 +210,16 @@ def test_the_nearest_images_are_those_of_brute_force_without_the_query():
     queries = np.array([3, 17, 39])
     distances = torch.cdist(embeddings.double(), embeddings.double()).fill_diagonal_(torch.inf)
     assert (nearest_images(embeddings, queries, k=5) == distances[queries].argsort(dim=1)[:, :5].numpy()).all()
+
+
+def test_look_alikes_are_the_nearest_identities_by_their_means():
+    embeddings, labels = clusters([4] * 30, noise=0.2)
+    dataset = TextSet([str(i) for i in range(120)], labels, [str(c) for c in range(30)])
+    means = torch.stack([embeddings[labels == c].mean(dim=0) for c in range(30)])
+    apart = torch.cdist(means, means).fill_diagonal_(-1)
+    closest = apart.topk(2, largest=False).values[:, 1].argsort()[:3].tolist()
+    rows = look_alikes(dataset, embeddings, rows=3, k=4)
+    assert {int(labels[row[0]]) for row in rows} == set(closest)
+    for row in rows:
+        c = int(labels[row[0]])
+        assert labels[row].tolist() == apart[c].topk(5, largest=False).indices.tolist()

@@ -234,3 +234,26 @@ def test_text_and_lines_stand_out_from_the_paper(history):
     for miner, colour in MINER_COLOURS.items():
         if miner in ("bag", "random", "exact"):
             assert contrast(colour, "white") >= 3, miner  # what WCAG asks of graphics
+
+
+def test_curves_and_galleries_show_the_means_of_the_records():
+    rows = [
+        {
+            "dataset": name, "method": method, "name": method, "miner": miner, "loss": "batch-hard", "seed": seed,
+            "images": images, "gallery": 10 * images, "recall@1": 0.5 + 0.1 * seed + images / 1000,
+        }
+        for name in ("parts", "toponyms") for method, miner in (("random", "random"), ("BoN, variant", "bag"))
+        for seed in (0, 1) for images in (10, 20, 40)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    for figure, x in ((figures.curves_by_dataset(table), "images"), (figures.recall_over_gallery(table), "gallery")):
+        axes = figure.axes
+        assert [ax.get_title(loc="left") or ax.get_title() for ax in axes] == ["parts", "toponyms"]
+        for ax in axes:
+            lines = {line.get_label(): line for line in ax.get_lines()}
+            expected = table[table["method"] == "random"].groupby(x)["recall@1"].mean()
+            assert lines["random"].get_xdata().tolist() == expected.index.tolist()
+            assert lines["random"].get_ydata() == pytest.approx(expected.to_numpy())
+            assert lines["BoN, variant"].get_color() == MINER_COLOURS["bag"]
+            assert lines["BoN, variant"].get_linestyle() == "-."
+        plt.close(figure)
