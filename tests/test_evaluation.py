@@ -8,7 +8,15 @@ from sklearn.metrics import average_precision_score
 
 from bonlib.bag import BagOfNegatives
 from bonlib.datasets.images import ImageSet
-from bonlib.study.analysis import bag_quality, hash_everything, nearest_images, nearest_negatives, zero_loss_shares
+from bonlib.datasets.strings import TextSet
+from bonlib.study.analysis import (
+    bag_quality,
+    hash_everything,
+    look_alikes,
+    nearest_images,
+    nearest_negatives,
+    zero_loss_shares,
+)
 from bonlib.training.embed import embed
 from bonlib.training.metrics import evaluate, query_gallery_metrics, retrieval_metrics
 
