@@ -162,7 +162,7 @@ def list_datasets() -> "pd.DataFrame":
          len(find_faces(IDEOGRAPHS, least=5000)) >= 6),
         ("omniglot", "handwritten characters in four rotations", 6492, 129_840, "MIT",
          "github.com/brendenlake/omniglot, or download=True", bool(find_sets(data_dir() / "omniglot"))),
-        ("parts", "toy-brick parts, rendered in 3D; up to a million with colours", 13_886, 111_088,
+        ("parts", "toy-brick parts, rendered in 3D; up to a million with colours", 13_881, 111_048,
          "CC BY 4.0, LDraw.org", "ldraw-parts of Debian, or complete.zip of library.ldraw.org", _there(Library)),
         ("components", "electronic components, rendered in 3D", None, None, "CC-BY-SA 4.0, KiCad",
          "kicad-packages3d of Debian, or KiCad itself", _there(Models)),
