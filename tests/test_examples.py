@@ -30,7 +30,7 @@ def test_lightning_accelerate_and_pytorch_metric_learning_come_to_the_same_bag()
         pytest.importorskip(library)
     theirs = [stats(run(name)) for name in ("lightning_loop", "accelerate_loop", "trainer_loop")]
     assert theirs[0]["batches_missed"] == 0
-    assert 0.02 < theirs[0]["filled"] < 0.05  # 12 batches of 120
+    assert 0.3 < theirs[0]["filled"] < 0.5  # 12 batches of some 50 identities
     # Where no seed is set the encoders begin with other weights; what was drawn, corrected and counted is the same.
     for name in ("filled", "age_max", "batches_missed"):
         assert len({result[name] for result in theirs}) == 1

@@ -66,7 +66,7 @@ def curves_by_dataset(history: "pd.DataFrame", metric: str = "recall@1") -> Figu
         ax.set(title=name, xlabel="training images seen", ylim=(first - (top - first) / 8, top + (top - first) / 8))
     axes[0, 0].set_ylabel(f"{metric}, validation classes")
     lines, labels = axes[0, -1].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=min(len(labels), 4), fontsize=9)
+    figure.legend(lines, labels, loc="outside lower center", ncols=2 if len(labels) == 4 else 3, fontsize=9)
     return figure
 
 
@@ -85,7 +85,9 @@ def recall_over_gallery(table: "pd.DataFrame") -> Figure:
     names = sorted(table["dataset"].unique())
     figure, axes = plt.subplots(1, len(names), figsize=(4.4 * len(names), 3.4), squeeze=False)
     for ax, name in zip(axes[0], names, strict=True):
-        here = table[table["dataset"] == name]
+        here = table[table["dataset"] == name].copy()
+        whole = here.groupby(["method", "seed"])["gallery"].transform("max") == here["gallery"]
+        here.loc[whole, "gallery"] = int(here.loc[whole, "gallery"].median())  # splits differ by a few samples
         for method, group in here.groupby("method", sort=True):
             by_size = group.groupby("gallery")["recall@1"]
             colour, dash = _look(group.iloc[0])
