@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from bonlib import BagOfNegatives, load_dataset, make_miner
+from bonlib.study.analysis import class_means
 from bonlib.training.embed import embed
 from bonlib.training.encoders import make_encoder
 from bonlib.training.loop import fit
@@ -65,8 +66,7 @@ def measure(identities: int, seed: int = 0) -> list[dict]:
     for _ in fit(encoder, train, random, make_loss("batch-hard", margin=0.5), steps=steps):
         pass
     embeddings, labels = embed(encoder, train)
-    counts = labels.bincount().clamp_min(1)
-    means = torch.zeros(train.num_classes, DIM).index_add_(0, labels, embeddings) / counts[:, None]
+    means = class_means(embeddings, labels, train.num_classes)
     rows = []
     for (name, bag), table in itertools.product(bags.items(), ("stale", "fresh")):
         if table == "fresh" and isinstance(bag, BagOfNegatives):

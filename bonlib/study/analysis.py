@@ -211,11 +211,15 @@ def hash_everything(bag: BagOfNegatives, embeddings: Tensor, *, batch_size: int 
 def code_staleness(bag: BagOfNegatives, embeddings: Tensor) -> float:
     """Share of entries with a code that is not the one that their embedding, or mean embedding, of now would get."""
     if bag.unit == "identity":
-        labels = torch.from_numpy(bag.class_of.astype(np.int64))
-        sums = embeddings.new_zeros(len(bag.classes), embeddings.shape[1]).index_add_(0, labels, embeddings)
-        embeddings = sums / labels.bincount()[:, None]  # (classes, dim)
+        embeddings = class_means(embeddings, torch.from_numpy(bag.class_of.astype(np.int64)), len(bag.classes))
     stored = torch.from_numpy(bag.table.codes(np.arange(bag.num_entries)))
     return float((bag.hasher.encode(embeddings) != stored)[stored != UNSEEN].float().mean())
+
+
+def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Mean embedding of each class, zero where it has no sample: ``(num_samples, dim)`` to ``(num_classes, dim)``."""
+    sums = embeddings.new_zeros(num_classes, embeddings.shape[1]).index_add_(0, labels, embeddings)
+    return sums / labels.bincount(minlength=num_classes).clamp_min(1)[:, None]
 
 
 def embed_all(encoder: nn.Module, dataset: LabelledSet) -> Tensor:
@@ -253,14 +257,12 @@ def look_alikes(
     Returns:
         Dataset indices ``(1 + k,)``, one array a row.
     """
-    labels = dataset.labels
-    sums = embeddings.new_zeros(dataset.num_classes, embeddings.shape[1]).index_add_(0, labels, embeddings)
-    means = sums / labels.bincount(minlength=len(sums)).clamp_min(1)[:, None]  # (classes, dim)
+    labels, means = dataset.labels, class_means(embeddings, dataset.labels, dataset.num_classes)
     apart, nearest = [], []
     for own in torch.arange(len(means)).split(1024):
         distances = torch.cdist(means[own], means)
         distances[torch.arange(len(own)), own] = -1  # itself first, whatever rounding says
-        found = distances.topk(min(k + 1, len(means)), dim=1, largest=False)  # itself first
+        found = distances.topk(min(k + 1, len(means)), dim=1, largest=False)
         apart.append(found.values[:, 1])
         nearest.append(found.indices)
     close = torch.cat(apart).argsort()[: max(len(means) // 10, rows)].numpy()

@@ -33,7 +33,7 @@ from bonlib.training.embed import embed
 from bonlib.training.encoders import check_takes, load_encoder, make_encoder, save_encoder
 from bonlib.training.loop import PARTS, Precision, Schedule, Step, fit
 from bonlib.training.losses import make_loss
-from bonlib.training.metrics import evaluate, recall_by_gallery
+from bonlib.training.metrics import measure, recall_by_gallery
 
 CHECKPOINT_EVERY = 50  # steps
 _OWN_SETTINGS = {  # which the options of its parts must not set
@@ -258,13 +258,11 @@ class Experiment:
         metrics, data = {}, {"identities": self.train.num_classes, "images": len(self.train)}
         if self.config.test:
             test = self._split("test")
-            metrics = evaluate(
-                self.encoder, test, most=self.config.test_queries, device=self.config.device,
-                workers=self.config.workers,
-            )  # fmt: skip
+            found = embed(self.encoder, test, device=self.config.device, workers=self.config.workers)
+            found = found[0].to(self.config.device), found[1].to(self.config.device)
+            metrics = measure(*found, test, most=self.config.test_queries)
             data |= {"test_identities": test.num_classes, "test_images": len(test)}
             if "query" not in test.attributes:
-                found = embed(self.encoder, test, device=self.config.device, workers=self.config.workers)
                 galleries = recall_by_gallery(*found)
         quality = {}
         bag = bag_of(self.miner)

@@ -109,7 +109,27 @@ def evaluate(
         ValueError: if there is nothing to embed or to find, or an embedding is not finite.
     """
     embeddings, labels = embed(encoder, dataset, batch_size=batch_size, device=device, workers=workers)
-    embeddings, labels = embeddings.to(device), labels.to(device)
+    return measure(embeddings.to(device), labels.to(device), dataset, ks=ks, most=most)
+
+
+def measure(
+    embeddings: Tensor,
+    labels: Tensor,
+    dataset: Dataset[Any],
+    *,
+    ks: Sequence[int] | None = None,
+    most: int | None = None,
+) -> dict[str, float]:
+    """What :func:`evaluate` gives, of embeddings that are there already.
+
+    Args:
+        embeddings: ``(num_samples, dim)`` of the data set.
+        labels: ``(num_samples,)``.
+        dataset: whose protocol it is.
+        ks: as of :func:`evaluate`.
+        most: as of :func:`evaluate`.
+    """
+    device = embeddings.device
     attributes = getattr(dataset, "attributes", {})
     if ks is None:
         ks = tuple(getattr(dataset, "ks", (1, 2, 4, 8)))

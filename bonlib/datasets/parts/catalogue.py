@@ -35,7 +35,6 @@ class Source:
 
     version: str
     names: list[str]  # of the parts, sorted
-    titles: list[str]
     up: tuple[float, float, float]
     geometry: Callable[[str], tuple[NDArray[np.float64], NDArray[np.int32]]]  # raises MissingPart
     palette: list[ldraw.Colour]  # empty where parts have no colour of their own choice
@@ -69,7 +68,7 @@ def parts(
         split_seed: of the split alone; by default ``seed``.
 
     Returns:
-        Colour images; ``attributes``: ``part`` (position in ``source["parts"]``), ``colour`` (0xRRGGBB), ``view``.
+        Colour images; ``attributes``: ``part`` (its number in this library), ``colour`` (0xRRGGBB), ``view``.
 
     Raises:
         FileNotFoundError: if there is no library; the message says where to get one.
@@ -80,9 +79,8 @@ def parts(
     library = ldraw.Library(root)
 
     def source() -> Source:
-        titles = library.parts()
         palette = _well_separated(library.colours(), _PALETTE)
-        return Source(library.version, list(titles), list(titles.values()), (0.0, -1.0, 0.0), library.geometry, palette)
+        return Source(library.version, list(library.parts()), (0.0, -1.0, 0.0), library.geometry, palette)
 
     colours = whole_number("colours", colours, 1, _PALETTE)
     return _catalogue("parts", split, library.version, source, (size, views, colours, seed), split_seed)
@@ -117,7 +115,7 @@ def components(
     models = vrml.Models(root)
 
     def source() -> Source:
-        return Source(models.version, models.names, models.names, (0.0, 0.0, 1.0), models.geometry, [])
+        return Source(models.version, models.names, (0.0, 0.0, 1.0), models.geometry, [])
 
     return _catalogue("components", split, models.version, source, (size, views, 1, seed), split_seed)
 
@@ -173,7 +171,7 @@ def _catalogue(
 
 
 def _find_shapes(name: str, source: Source, files: list[Path]) -> dict[str, NDArray[Any]]:
-    """The parts that can be told apart: names, titles, axes, whether their own colour is seen, their pattern's."""
+    """The parts that can be told apart: names, axes, and whether their own colour is seen."""
     up = np.array(source.up)
 
     def look(names: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -209,18 +207,15 @@ def _find_shapes(name: str, source: Source, files: list[Path]) -> dict[str, NDAr
                 row += 1
     first = _merged(looks, axis[kept])
     single = kept[first == np.arange(len(kept))]
-    return {
-        "names": np.array([source.names[i] for i in single]),
-        "titles": np.array([source.titles[i] for i in single]),
-        "axis": axis[single],
-        "own": own[single],
-        "looks": looks[first == np.arange(len(kept)), axis[single]],  # along the axis, to find look-alikes by
-    }
+    return {"names": np.array([source.names[i] for i in single]), "axis": axis[single], "own": own[single]}
 
 
 def _merged(looks: NDArray[np.uint8], axis: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each part the first that looks the same, itself where there is none: ``(parts,)``."""
-    first = np.arange(len(looks))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    pairs: list[tuple[int, int]] = []  # of parts that look the same
     near = DIRECTIONS @ DIRECTIONS.T >= _BESIDE
     for direction in np.unique(axis):
         # Sums of whole numbers, which float64 holds exactly: the same neighbours on any machine.
@@ -236,15 +231,11 @@ def _merged(looks: NDArray[np.uint8], axis: NDArray[np.int64]) -> NDArray[np.int
                 for b in others:
                     seen = np.flatnonzero(near[axis[a]] | near[axis[b]])
                     if a != b and same_looks(looks[a], looks[b], seen, _SAME_PIXELS, _SAME_LEVELS):
-                        low, high = sorted((_root(first, a), _root(first, b)))
-                        first[high] = low
-    return np.array([_root(first, i) for i in range(len(first))])
-
-
-def _root(first: NDArray[np.int64], i: int) -> int:
-    while first[i] != i:
-        i = int(first[i])
-    return i
+                        pairs.append((a, b))
+    a, b = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(len(looks), len(looks)))
+    group = connected_components(graph, directed=False)[1]  # (parts,)
+    return np.unique(group, return_index=True)[1][group]
 
 
 def _draw_all(

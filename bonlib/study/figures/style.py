@@ -22,7 +22,7 @@ MINER_COLOURS = {
     "refreshed-bag": "#8C3B00",
 }
 FORM_DASHES = {"set": "-", "triplet": "--", "pair": ":"}
-LOSS_DASHES = {"multi-similarity": "--", "info-nce": ":"}  # all other losses are drawn solid
+LOSS_DASHES = {"multi-similarity": "--"}  # all other losses are drawn solid
 INK, MUTED, ACCENTS = "#222222", "#757575", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _STYLE: dict[str, Any] = {
     "figure.dpi": 100,
