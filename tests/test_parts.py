@@ -11,7 +11,8 @@ import torch
 
 from bonlib import load_dataset
 from bonlib.datasets.parts import catalogue
-from bonlib.datasets.parts.ldraw import OWN, Library, MissingPart
+from bonlib.datasets.parts.ldraw import OWN, Library
+from bonlib.datasets.parts.library import MissingPart
 from bonlib.datasets.parts.render import DIRECTIONS, best_axis, centred, render, take_looks
 from bonlib.datasets.parts.vrml import Models
 

@@ -46,6 +46,10 @@ _DATASETS: dict[str, Callable[..., LabelledSet]] = {
 }
 
 
+# Sets whose content is that of a library or package of some version, whatever the options.
+VERSIONED = ("parts", "components", "toponyms")
+
+
 def load_dataset(name: str, split: str, **options: Any) -> LabelledSet:
     """Load a split of a data set.
 

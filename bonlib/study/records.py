@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bonlib.core.paths import project_dir, results_dir, write_atomically
-from bonlib.datasets import content_key
+from bonlib.datasets import VERSIONED, content_key
 from bonlib.datasets.files import file_digest
 from bonlib.study.names import method_name
 
@@ -43,7 +43,7 @@ def config_key(config: Mapping[str, Any]) -> str:
         True
     """
     chosen = {name: value for name, value in config.items() if not (name in _LATER and value == _LATER[name])}
-    if chosen.get("dataset_options") or chosen.get("dataset") in ("parts", "components", "toponyms"):
+    if chosen.get("dataset_options") or chosen.get("dataset") in VERSIONED:
         chosen["dataset_options"] = content_key(chosen["dataset"], chosen.get("dataset_options", {}))
     start = chosen.get("start")
     if isinstance(start, str):

@@ -15,6 +15,7 @@ from bonlib.core.checks import whole_number
 from bonlib.datasets.cache import cache_file, cached_arrays
 from bonlib.datasets.images import ImageSet
 from bonlib.datasets.parts import ldraw, vrml
+from bonlib.datasets.parts.library import MissingPart
 from bonlib.datasets.parts.render import DIRECTIONS, LOOK, best_axis, centred, render, same_looks, take_looks
 from bonlib.datasets.splits import Split, check_split, seed_of_split, split_identities
 
@@ -179,7 +180,7 @@ def _find_shapes(name: str, source: Source, files: list[Path]) -> dict[str, NDAr
         for part in names:
             try:
                 triangles, colours = source.geometry(part)
-            except ldraw.MissingPart:
+            except MissingPart:
                 rows.append((-1, False))
                 packed.append(b"")
                 continue

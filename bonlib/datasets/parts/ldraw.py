@@ -1,10 +1,7 @@
 """LDraw's library of parts: titles, triangles and colours, from a folder, a zip or a Debian package."""
 
-import hashlib
-import io
 import os
 import re
-import tarfile
 import zipfile
 from collections.abc import Iterator
 from functools import cached_property
@@ -15,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonlib.core.paths import data_dir
-from bonlib.datasets.files import file_digest
+from bonlib.datasets.parts.library import MissingPart, package_files, text_of, version_of
 
 OWN = -1  # colour of what takes the part's own
 _OWN_CODE, _EDGE_CODE = 16, 24
@@ -32,10 +29,6 @@ class Colour(NamedTuple):
 
     name: str
     rgb: int  # 0xRRGGBB
-
-
-class MissingPart(ValueError):
-    """A part refers to a file that the library does not hold."""
 
 
 class Library:
@@ -56,11 +49,12 @@ class Library:
     @cached_property
     def version(self) -> str:
         """Sixteen hexadecimal digits that stand for the library: names and sizes of its files, or its archive."""
-        if self.root.is_file():
-            return hashlib.sha256(file_digest(str(self.root)).encode()).hexdigest()[:16]
-        found = [f"{name} {path.stat().st_size}" for name, path in self._files.items() if isinstance(path, Path)]
-        colours = self.read("ldconfig.ldr") if "ldconfig.ldr" in self._files else ""
-        return hashlib.sha256("\n".join([*sorted(found), colours]).encode()).hexdigest()[:16]
+
+        def lines() -> list[str]:
+            found = [f"{name} {path.stat().st_size}" for name, path in self._files.items() if isinstance(path, Path)]
+            return [*sorted(found), self.read("ldconfig.ldr") if "ldconfig.ldr" in self._files else ""]
+
+        return version_of(self.root, lines)
 
     @cached_property
     def _files(self) -> dict[str, Path | bytes]:
@@ -70,7 +64,9 @@ class Library:
                 for path in self.root.rglob("*")
                 if path.suffix.lower() in (".dat", ".ldr")
             }
-        return dict(_of_zip(self.root) if zipfile.is_zipfile(self.root) else _of_package(self.root))
+        if zipfile.is_zipfile(self.root):
+            return dict(_of_zip(self.root))
+        return dict(package_files(self.root, _named, _CURE))
 
     def read(self, name: str) -> str:
         """The text of a file.
@@ -80,8 +76,7 @@ class Library:
         """
         if name not in self._files:
             raise MissingPart(f"{name} is not in {self.root}.")
-        found = self._files[name]
-        return (found if isinstance(found, bytes) else found.read_bytes()).decode("utf-8", errors="replace")
+        return text_of(self._files[name])
 
     def parts(self) -> dict[str, str]:
         """Titles of the parts that one can hold, by file name: no aliases, redirects, sub-assemblies, flexible ones."""
@@ -209,27 +204,3 @@ def _of_zip(file: Path) -> Iterator[tuple[str, bytes]]:
         for member in archive.infolist():
             if (name := _named(member.filename)) is not None:
                 yield name, archive.read(member)
-
-
-def _of_package(file: Path) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(fileobj=io.BytesIO(member_of_package(file, _CURE)), mode="r:*") as archive:
-        for member in archive:
-            found = _named(member.name) if member.isfile() else None
-            if found is not None and (opened := archive.extractfile(member)) is not None:
-                yield found, opened.read()
-
-
-def member_of_package(file: Path, cure: str) -> bytes:
-    """The files of a Debian package, an ``ar`` archive, as the tar archive that it holds.
-
-    Raises:
-        FileNotFoundError: if the file is none; the message ends in ``cure``.
-    """
-    content = file.read_bytes()
-    at = 8
-    while content.startswith(b"!<arch>\n") and at + 60 <= len(content):
-        name, size = content[at : at + 16].decode().strip(" /"), int(content[at + 48 : at + 58])
-        if name.startswith("data.tar"):
-            return content[at + 60 : at + 60 + size]
-        at += 60 + size + size % 2
-    raise FileNotFoundError(f"{file} is neither a zip nor a Debian package of a library. {cure}.")

@@ -1,11 +1,7 @@
 """KiCad's library of electronic components: triangles and colours from its VRML files."""
 
-import hashlib
-import io
 import os
 import re
-import tarfile
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -13,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonlib.core.paths import data_dir
-from bonlib.datasets.files import file_digest
-from bonlib.datasets.parts.ldraw import MissingPart, member_of_package
+from bonlib.datasets.parts.library import MissingPart, package_files, text_of, version_of
 
 _CURE = (
     "Debian and Ubuntu: apt-get install kicad-packages3d, which goes to /usr/share/kicad/3dmodels; macOS and Windows: "
@@ -51,18 +46,15 @@ class Models:
     @cached_property
     def version(self) -> str:
         """Sixteen hexadecimal digits that stand for the library: names and sizes of its files, or its archive."""
-        if self.root.is_file():
-            return hashlib.sha256(file_digest(str(self.root)).encode()).hexdigest()[:16]
-        lines = [
-            f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}" for path in self.root.glob("*/*.wrl")
-        ]
-        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+        files = self._files.items() if self.root.is_dir() else ()
+        sizes = (f"{name}.wrl {path.stat().st_size}" for name, path in files if isinstance(path, Path))
+        return version_of(self.root, lambda: sorted(sizes))
 
     @cached_property
     def _files(self) -> dict[str, Path | bytes]:
         if self.root.is_dir():
             return {path.relative_to(self.root).with_suffix("").as_posix(): path for path in self.root.glob("*/*.wrl")}
-        return dict(_of_package(self.root))
+        return dict(package_files(self.root, _named, _CURE))
 
     @property
     def names(self) -> list[str]:
@@ -75,9 +67,7 @@ class Models:
         Raises:
             MissingPart: if it has no surface.
         """
-        found = self._files[name]
-        text = (found if isinstance(found, bytes) else found.read_bytes()).decode("utf-8", errors="replace")
-        text = re.sub(r"#.*", "", text)
+        text = re.sub(r"#.*", "", text_of(self._files[name]))
         materials: dict[str, int] = {}
         triangles, colours = [], []
         for shape in re.split(r"\bShape\s*\{", text)[1:]:
@@ -123,9 +113,6 @@ def _triangulated(index: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.array(fans, dtype=np.int64).reshape(-1, 3)
 
 
-def _of_package(file: Path) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(fileobj=io.BytesIO(member_of_package(file, _CURE)), mode="r:*") as archive:
-        for member in archive:
-            match = re.search(r"3dmodels/([^/]+/[^/]+)\.wrl$", member.name)
-            if match and (opened := archive.extractfile(member)) is not None:
-                yield match[1], opened.read()
+def _named(path: str) -> str | None:
+    match = re.search(r"3dmodels/([^/]+/[^/]+)\.wrl$", path)
+    return match[1] if match else None
