@@ -54,6 +54,19 @@ def test_pairs_by_hand():
     assert active == pytest.approx(float((pushes > 0).float().mean()))
 
 
+def test_infonce_by_hand():
+    embeddings, labels, _ = batch("set")
+    e, same = embeddings.detach(), labels[:, None] == labels
+    logits = (e @ e.T / 0.2).exp()
+    negatives = logits.masked_fill(same, 0).sum(dim=1)  # (batch,)
+    pairs = [(a, p) for a in range(len(e)) for p in range(len(e)) if a != p and same[a, p]]
+    expected = sum(-torch.log(logits[a, p] / (logits[a, p] + negatives[a])) for a, p in pairs) / len(pairs)
+    value, _ = make_loss("infonce", margin=0.2)(embeddings, labels)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(ValueError, match="temperature"):
+        make_loss("infonce", margin=0)
+
+
 def test_batch_hard_by_hand():
     embeddings, labels, _ = batch("set")
     embeddings = embeddings.detach()

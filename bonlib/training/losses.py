@@ -44,6 +44,11 @@ def _recipes() -> dict[str, _Recipe]:
     def margin_loss(margin: float) -> nn.Module:
         return losses.MarginLoss(margin=margin, beta=1.2)
 
+    def infonce(margin: float) -> nn.Module:
+        if margin == 0:
+            raise ValueError("margin is 0, and is the temperature of infonce; give a number above 0, such as 0.1.")
+        return losses.NTXentLoss(temperature=margin)
+
     def cross_batch(margin: float, dim: int, memory_size: int = 4096) -> nn.Module:
         return _cross_batch_memory()(contrastive(margin), dim, memory_size)
 
@@ -66,6 +71,7 @@ def _recipes() -> dict[str, _Recipe]:
             lambda _: miners.MultiSimilarityMiner(0.1),
             margin=0.5,
         ),
+        "infonce": _Recipe(infonce, forms=("set", "pair"), margin=0.1),
         "margin": _Recipe(margin_loss, forms=("set", "triplet")),
         "distance-weighted": _Recipe(margin_loss, lambda _: miners.DistanceWeightedMiner(0.5, 1.4)),
         "cross-batch-memory": _Recipe(cross_batch, margin=1.0),
@@ -160,7 +166,8 @@ def make_loss(
     Args:
         name: one of :func:`list_losses`: contrastive (Hadsell 2006), triplet (Weinberger 2009, margin on Euclidean
             distances), soft-triplet, batch-hard and batch-hard-soft (Hermans 2017), semi-hard (Schroff 2015),
-            lifted-structure (Song 2016), multi-similarity (Wang 2019), margin, and the same with
+            lifted-structure (Song 2016), multi-similarity (Wang 2019), infonce (van den Oord 2018; ``margin`` is its
+            temperature, and a positive pair stands against all negatives of its anchor), margin, and the same with
             distance-weighted mining inside the batch (Wu 2017); cross-batch-memory, contrastive against a queue of
             past embeddings (Wang 2020); without mining, cosface (Wang 2018) and proxy-anchor (Kim 2020), whose
             memory is a vector a class; hierarchical (Ge 2018), with margins from its miner.
