@@ -47,7 +47,7 @@ def _recipes() -> dict[str, _Recipe]:
     def infonce(margin: float) -> nn.Module:
         if margin == 0:
             raise ValueError("margin is 0, and is the temperature of infonce; give a number above 0, such as 0.1.")
-        return losses.NTXentLoss(temperature=margin)
+        return _within_batch(losses.NTXentLoss)(temperature=margin)
 
     def cross_batch(margin: float, dim: int, memory_size: int = 4096) -> nn.Module:
         return _cross_batch_memory()(contrastive(margin), dim, memory_size)
@@ -79,6 +79,16 @@ def _recipes() -> dict[str, _Recipe]:
         "proxy-anchor": _Recipe(proxy_anchor, margin=0.1),
         "hierarchical": _Recipe(lambda _, margins: HierarchicalTripletLoss(margins), forms=("set", "triplet")),
     }
+
+
+def _within_batch(loss: type) -> type:
+    class WithinBatch(loss):
+        """Over all pairs of a batch: a negative pair of the form pair has another anchor than the positive ones."""
+
+        def forward(self, embeddings: Tensor, labels: Tensor, _: IndexTuple | None) -> Tensor:
+            return super().forward(embeddings, labels)
+
+    return WithinBatch
 
 
 def _cross_batch_memory() -> type:
