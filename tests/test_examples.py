@@ -44,6 +44,15 @@ def test_accelerate_on_two_processes_corrects_the_table_with_the_whole_batch():
     assert result["batches_missed"] == 0
 
 
+def test_sentence_transformers_on_two_processes_come_to_the_same_bag():
+    pytest.importorskip("sentence_transformers")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29534")
+    tables = [line for line in run("sentence_transformers_loop", *launcher).splitlines() if line.startswith("{'bits'")]
+    assert len(tables) == 2
+    assert tables[0] == tables[1]
+    assert stats(tables[0])["filled"] > 0.5
+
+
 def test_a_stateful_loader_resumes_in_the_middle_of_a_pass():
     pytest.importorskip("torchdata")
     assert "the same batches after a stop: True" in run("stateful_loader")

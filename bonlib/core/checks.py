@@ -260,7 +260,7 @@ def all_or_nothing(*owners: Any) -> Iterator[None]:
 
 
 @contextmanager
-def needs_extra(what: str) -> Iterator[None]:
+def needs_extra(what: str, extra: str = "study") -> Iterator[None]:
     """Say how to install what the core package does without.
 
     Raises:
@@ -272,7 +272,7 @@ def needs_extra(what: str) -> Iterator[None]:
         if (error.name or "").startswith("bonlib") or "bonlib[" in str(error):
             raise
         name = (error.name or "").partition(".")[0] or str(error).splitlines()[0]
-        text = f"{what} needs {name}, which is not installed: pip install 'bonlib[study]'."
+        text = f"{what} needs {name}, which is not installed: pip install 'bonlib[{extra}]'."
         raise ModuleNotFoundError(text, name=error.name) from error
 
 

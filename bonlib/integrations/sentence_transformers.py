@@ -1,0 +1,219 @@
+"""sentence-transformers: batches of look-alike texts for its trainer, its losses unchanged."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, SequentialSampler
+
+from bonlib.bag import BagOfNegatives
+from bonlib.core.checks import needs_extra, whole_number
+from bonlib.core.distributed import RankMiner, world_size
+from bonlib.core.paths import write_atomically
+
+with needs_extra("bonlib.integrations.sentence_transformers", extra="sentence-transformers"):
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+    from transformers import TrainerCallback
+
+_FILE = "bag_of_negatives.pt"  # in a checkpoint's folder
+_LABEL = "label"  # the column that the trainer hands to a loss
+
+
+class TextBag(TrainerCallback):
+    """Rows of texts for ``SentenceTransformerTrainer``: batch sampler, loss and callback around one bag.
+
+    A batch is made of rows that the encoder confuses, so that the negatives inside the batch are hard. Without labels
+    each row, an anchor with its positive, is an identity of its own, and both texts are hashed. With labels rows of one
+    label are one identity: single texts come in groups of ``per_class`` (for losses that find their triplets in the
+    batch), rows of several texts one a label, so that no row is another one's false negative.
+
+    The loss is called as always. It may embed a batch in pieces (``CachedMultipleNegativesRankingLoss``): the bag takes
+    the embeddings where they leave the model. The bag's state lies in each checkpoint of the trainer. To resume, give
+    ``ignore_data_skip=True``: the bag knows its place, and the trainer must not skip batches. With several processes
+    all make the same bag; each takes its turn of its batches, and every process learns from those of all.
+
+    Args:
+        dataset: rows of texts, columns in the order that the loss wants; and the labels, if there are any.
+        loss: of sentence-transformers, for one data set.
+        batch_size: rows, equal to ``per_device_train_batch_size``.
+        label: name of the column of labels, integers; ``None``: each row is an identity.
+        columns: how many text columns, from the first, are of the row's identity; a third may be a negative.
+        **options: what :class:`~bonlib.bag.BagOfNegatives` takes, such as ``bags``, ``window`` or ``seed``.
+
+    Attributes:
+        bag: the bag; its samples are texts where there are no labels, and rows where there are.
+        dataset: for the trainer's ``train_dataset``: the same rows, with their numbers as the column ``label``.
+        loss: for the trainer's ``loss``.
+        sampler: for ``batch_sampler`` of the training arguments; rows to evaluate on come in their order.
+
+    Raises:
+        ValueError: if the data set has no text column, no such label, or a label column that is not named.
+
+    A whole run is ``examples/sentence_transformers_loop.py``.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        loss: nn.Module,
+        *,
+        batch_size: int,
+        label: str | None = None,
+        columns: int = 2,
+        **options: Any,
+    ) -> None:
+        if label is None and _LABEL in dataset.column_names:
+            raise ValueError(f"dataset has a column {_LABEL!r}; name it (label={_LABEL!r}), or remove it.")
+        if label is not None and label not in dataset.column_names:
+            raise ValueError(f"label is {label!r}; the columns are {', '.join(dataset.column_names)}.")
+        texts = [name for name in dataset.column_names if name != label]
+        if not texts:
+            raise ValueError("dataset has no column of texts; give one at least.")
+        own = min(whole_number("columns", columns, 1), len(texts))
+        rows = len(dataset)
+        batch_size = whole_number("batch_size", batch_size, 2)
+        if label is None:
+            self._texts, classes = own, np.arange(rows)
+            layout = {"batch_size": batch_size * own, "per_class": own}
+        else:
+            self._texts, classes = 1, np.asarray(dataset[label])
+            layout = {"batch_size": batch_size, "per_class": 1 if len(texts) > 1 else 4}
+        self._own, self.batch_size = own, batch_size
+        labels = classes.repeat(self._texts)
+        # The trainer's data loader goes through the rows once an epoch.
+        options = layout | {"steps": max(rows // batch_size, 1)} | options
+        self.bag = BagOfNegatives(labels, int(_encoder(loss).get_embedding_dimension() or 0), **options)
+        self._share = RankMiner(self.bag)
+        self._pending: list[list[int]] = []  # rows of batches that are drawn and not learned from yet
+        self._classes = None if label is None else torch.from_numpy(classes)
+        self.dataset = dataset.select_columns(texts).add_column(_LABEL, list(range(rows)))
+        self.loss, self.sampler = _WatchedLoss(loss, self), _Sampler(self)
+
+    def learn(self, rows: Tensor, embeddings: Tensor) -> None:
+        """Tell the bag of a batch: numbers of its rows ``(batch,)``, embeddings ``(columns * batch, dim)``."""
+        if len(embeddings) < self._own * len(rows) or len(embeddings) % len(rows):
+            raise ValueError(
+                f"The loss embedded {len(embeddings)} texts for {len(rows)} rows; the bag needs each column of a row "
+                "embedded once, column after column."
+            )
+        parts = embeddings[: self._own * len(rows)].view(self._own, len(rows), -1)  # (columns, batch, dim)
+        if self._texts == 1:
+            ids, parts = rows, parts.mean(dim=0, keepdim=True)
+        else:
+            ids = torch.cat([rows * self._texts + column for column in range(self._texts)])
+        self._share.update(ids, parts.flatten(0, 1))
+        del self._pending[: world_size()]
+
+    def labels_of(self, rows: Tensor) -> Tensor | None:
+        """What the loss gets as labels of rows: ``(batch,)``, or nothing where there are none."""
+        return None if self._classes is None else self._classes[rows.cpu()].to(rows.device)
+
+    def draw(self) -> Iterator[list[int]]:
+        """Batches of row numbers: first those that a saved state had drawn already, then new ones."""
+        yield from list(self._pending)
+        for batch in self.bag:
+            rows = list(dict.fromkeys(i // self._texts for i in batch))
+            self._pending.append(rows)
+            yield rows
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write the bag beside the trainer's checkpoint."""
+        saved = {"bag": self.bag.state_dict(), "pending": [list(rows) for rows in self._pending]}
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_atomically(folder / _FILE, lambda path: torch.save(saved, path))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Where the trainer resumes, so does the bag.
+
+        Raises:
+            ValueError: if the trainer would skip batches, or the checkpoint has no bag.
+        """
+        if not state.global_step:
+            return
+        file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _FILE
+        if not args.ignore_data_skip:
+            raise ValueError("The bag knows its place; resume with ignore_data_skip=True in the training arguments.")
+        if not file.exists():
+            raise ValueError(f"{file} is missing; resume from a checkpoint that this callback was there for.")
+        saved = torch.load(file, weights_only=True)
+        self.bag.load_state_dict(saved["bag"])
+        self._pending = [list(rows) for rows in saved["pending"]]
+
+
+class _Batches(BatchSampler):
+    """The batch sampler of the trainer, with what data loaders and accelerate ask of one."""
+
+    def __init__(self, mined: TextBag) -> None:
+        super().__init__(range(len(mined.dataset)), mined.batch_size, drop_last=True)
+        self._mined = mined
+
+    def __len__(self) -> int:
+        return len(self._mined.bag)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._mined.draw()
+
+
+class _Sampler:
+    """What the trainer asks for batches; it is written with the arguments of the training, the bag is not."""
+
+    def __init__(self, mined: TextBag | None = None) -> None:
+        self._mined = mined
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return _Sampler, ()
+
+    def __call__(self, dataset: Dataset, batch_size: int, **_: Any) -> BatchSampler:
+        mined = self._mined
+        if mined is None:
+            raise ValueError("batch_sampler was read from a file; give the sampler of a TextBag anew.")
+        if len(dataset) != len(mined.dataset) or _LABEL not in dataset.column_names:  # to evaluate on
+            return BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
+        if batch_size != mined.batch_size:
+            raise ValueError(
+                f"batch_size of the bag is {mined.batch_size}, the trainer's {batch_size}; give the bag the "
+                "per_device_train_batch_size of the training arguments."
+            )
+        return _Batches(mined)
+
+
+class _WatchedLoss(nn.Module):
+    """A loss whose labels are row numbers, and whose embeddings the bag learns from while training."""
+
+    def __init__(self, loss: nn.Module, mined: TextBag) -> None:
+        super().__init__()
+        self.loss, self._mined = loss, mined
+
+    @property
+    def model(self) -> Any:
+        """What the loss calls its model, which the trainer exchanges for a wrapped one."""
+        return self.loss.model  # an AttributeError, where it has another name for it, tells the trainer so
+
+    def forward(self, features: Any, labels: Tensor) -> Any:
+        """The loss of a batch, whose ``labels`` ``(batch,)`` are row numbers."""
+        encoder = _encoder(self.loss)
+        if not encoder.training:
+            return self.loss(features, labels)
+        if labels is None:
+            raise ValueError("The trainer's rows have no numbers; give it train_dataset=mined.dataset.")
+        seen: list[Tensor] = []
+        handle = encoder.register_forward_hook(lambda *given: seen.append(given[-1]["sentence_embedding"].detach()))
+        try:
+            value = self.loss(features, self._mined.labels_of(labels))
+        finally:
+            handle.remove()
+        self._mined.learn(labels.cpu(), torch.cat(seen))
+        return value
+
+
+def _encoder(loss: nn.Module) -> SentenceTransformer:
+    """The encoder inside a loss, under whatever name and wrapper."""
+    for module in loss.modules():
+        if isinstance(module, SentenceTransformer):
+            return module
+    raise ValueError(f"loss is {type(loss).__name__}, without an encoder; give a loss of sentence-transformers.")

@@ -1,0 +1,172 @@
+"""BoN inside the trainer of sentence-transformers: rows, labels, losses in pieces, resuming."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sentence_transformers")
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, Transformer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from bonlib.integrations.sentence_transformers import TextBag
+
+ROWS, BATCH = 200, 16
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    alphabet = {character: i for i, character in enumerate("?0123456789ab ")}
+    tokenizer = Tokenizer(models.WordLevel(alphabet, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=16), Normalize()], device="cpu")
+
+
+@pytest.fixture
+def bert(model, tmp_path):
+    """A transformer without dropout, for losses that embed a batch in pieces."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(vocab_size=16, hidden_dropout_prob=0, attention_probs_dropout_prob=0, **sizes)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model.tokenizer, pad_token="?", unk_token="?")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    return SentenceTransformer(modules=[Transformer(str(tmp_path / "bert")), Pooling(16, "mean")], device="cpu")
+
+
+def pairs(**more):
+    return Dataset.from_dict(
+        {"anchor": [f"{i} a" for i in range(ROWS)], "positive": [f"b {i}" for i in range(ROWS)]} | more
+    )
+
+
+def train(model, mined, folder, *, steps=8, save=None, resume=False, **evaluate):
+    arguments = SentenceTransformerTrainingArguments(
+        str(folder), max_steps=steps, per_device_train_batch_size=BATCH, batch_sampler=mined.sampler, use_cpu=True,
+        save_strategy="steps" if save else "no", save_steps=save or 1, ignore_data_skip=True, report_to="none",
+        disable_tqdm=True, logging_strategy="no", seed=0, per_device_eval_batch_size=7,
+    )  # fmt: skip
+    trainer = SentenceTransformerTrainer(
+        model, arguments, train_dataset=mined.dataset, loss=mined.loss, callbacks=[mined], **evaluate
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def watched(mined):
+    """The rows and embeddings that the bag learns from, batch by batch."""
+    told, learn = [], mined.learn
+
+    def tell(rows, embeddings):
+        told.append((rows.tolist(), embeddings.clone()))
+        learn(rows, embeddings)
+
+    mined.learn = tell
+    return told
+
+
+def test_both_texts_of_a_pair_are_hashed_by_their_own_embeddings(model, tmp_path):
+    mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH, unit="sample", seed=3)
+    told = watched(mined)
+    train(model, mined, tmp_path, steps=1)
+    ((rows, embeddings),) = told
+    assert len(set(rows)) == len(rows) == BATCH
+    ids = np.concatenate([np.array(rows) * 2, np.array(rows) * 2 + 1])
+    codes = mined.bag.hasher.encode(embeddings).numpy()
+    assert mined.bag.table.codes(ids).tolist() == codes.tolist()
+    assert mined.bag.table.filled == 2 * BATCH
+
+
+def test_the_bag_learns_what_the_loss_embedded_in_pieces_or_at_once(bert, tmp_path):
+    weights = {name: values.clone() for name, values in bert.state_dict().items()}
+    seen = []
+    for make, options in (
+        (losses.MultipleNegativesRankingLoss, {}),
+        (losses.CachedMultipleNegativesRankingLoss, {"mini_batch_size": 5}),
+    ):
+        bert.load_state_dict(weights)
+        mined = TextBag(pairs(), make(bert, **options), batch_size=BATCH)
+        seen.append(watched(mined))
+        train(bert, mined, tmp_path, steps=3)
+    assert [rows for rows, _ in seen[0]] == [rows for rows, _ in seen[1]]
+    for (_, once), (_, pieces) in zip(*seen, strict=True):
+        assert torch.allclose(once, pieces, atol=1e-4)
+
+
+def test_rows_of_one_label_are_never_in_one_batch_and_single_texts_come_in_groups(model, tmp_path):
+    labels = [i // 4 + 100 for i in range(ROWS)]
+    mined = TextBag(pairs(place=labels), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH, label="place")
+    told = watched(mined)
+    train(model, mined, tmp_path)
+    for rows, _ in told:
+        assert len({labels[row] for row in rows}) == len(rows) == BATCH
+
+    texts = Dataset.from_dict({"text": [f"{i} a" for i in range(ROWS)], "place": labels})
+    mined = TextBag(texts, losses.BatchHardTripletLoss(model), batch_size=BATCH, label="place")
+    told, given = watched(mined), []
+    mined.loss.loss.register_forward_pre_hook(lambda module, inputs: given.append(inputs[1].tolist()))
+    train(model, mined, tmp_path)
+    for (rows, _), got in zip(told, given, strict=True):
+        assert sorted(np.unique([labels[row] for row in rows], return_counts=True)[1]) == [4] * 4
+        assert got == [labels[row] for row in rows]
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_batches_of_one_that_was_not(model, tmp_path):
+    weights = {name: values.clone() for name, values in model.state_dict().items()}
+
+    def run(folder, **options):
+        model.load_state_dict(weights)
+        mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
+        told = watched(mined)
+        train(model, mined, folder, **options)
+        return [rows for rows, _ in told], mined.bag.state_dict()
+
+    whole, state = run(tmp_path / "whole", steps=18)  # an epoch and a half
+    run(tmp_path / "parts", steps=7, save=7)
+    rest, resumed = run(tmp_path / "parts", steps=18, resume=True)
+    assert rest == whole[7:]
+    assert torch.equal(state["table"]["members"], resumed["table"]["members"])
+    assert state["updates"] == resumed["updates"] == 18
+
+
+def test_a_checkpoint_without_its_bag_is_refused(model, tmp_path):
+    mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
+    train(model, mined, tmp_path, steps=2, save=2)
+    (tmp_path / "checkpoint-2" / "bag_of_negatives.pt").unlink()
+    with pytest.raises(ValueError, match="is missing"):
+        train(model, mined, tmp_path, steps=4, resume=True)
+
+
+def test_rows_to_evaluate_on_are_taken_as_they_are(model, tmp_path):
+    mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
+    others = Dataset.from_dict({"anchor": [f"a{i}" for i in range(21)], "positive": [f"{i}b" for i in range(21)]})
+    trainer = train(model, mined, tmp_path, steps=2, eval_dataset=others)
+    updates = mined.bag.stats()["age_max"]
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert mined.bag.stats()["age_max"] == updates
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "text"),
+    [
+        ({"label": [0] * ROWS}, {}, "column 'label'"),
+        ({}, {"label": "place"}, "columns are anchor, positive"),
+        ({}, {"batch_size": 1}, "batch_size is 1"),
+        ({}, {"bits": 99}, "bits is 99"),
+    ],
+)
+def test_what_cannot_be_is_refused(model, more, options, text):
+    with pytest.raises(ValueError, match=text):
+        TextBag(pairs(**more), losses.MultipleNegativesRankingLoss(model), **({"batch_size": BATCH} | options))
+
+
+def test_a_trainer_with_other_batches_or_rows_is_told(model, tmp_path):
+    mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
+    with pytest.raises(ValueError, match="batch_size of the bag is 16"):
+        mined.sampler(mined.dataset, 8)
+    model.train()
+    with pytest.raises(ValueError, match="train_dataset"):
+        mined.loss([], None)
