@@ -5,15 +5,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bonlib.core.checks import as_array, check_indices, own_state, real_number, whole_number
 from bonlib.core.hashes import make_hasher
 from bonlib.core.hashing import Hash
-from bonlib.core.kernels import CODELESS, OWN, SOURCES, UNSEEN, draw_negatives, draw_seeds, read_codes
+from bonlib.core.kernels import CODELESS, OWN, SOURCES, UNSEEN, Buckets, draw_negatives, draw_seeds, read_codes
 from bonlib.core.layout import Form, Ids
-from bonlib.core.means import RunningMeans
+from bonlib.core.means import RunningMeans, Sketches
 from bonlib.core.miner import Miner
 from bonlib.core.pool import Dial, draw_window_negatives, draw_window_seeds, ordered, pool_of
 from bonlib.core.table import MAX_BITS, BucketTable, default_bits
@@ -235,6 +235,16 @@ class BagOfNegatives(Miner):
         self._corrected[entries] = self._updates
         return before, codes
 
+    @property
+    def means(self) -> Tensor:
+        """What is remembered of each identity: ``(num_classes, dim)`` float32, zero before anything is."""
+        return self._means.values()
+
+    def around(self, places: int) -> tuple[Dial, Buckets, NDArray[np.int32], Sketches]:
+        """What compiled code needs to gather the pools around so many places; not to be written."""
+        self._means.make_room(places)
+        return self._dial, self.table.buckets, self.class_of, self._means.sketches
+
     def codes(self, ids: ArrayLike | Tensor) -> Ids:
         """Codes of samples, or of their identities where these are hashed: ``(n,)``, -1 where there is none yet."""
         ids = check_indices("ids", ids, self.num_samples)
@@ -245,9 +255,7 @@ class BagOfNegatives(Miner):
         entries = self.table.bucket(code)
         if self.unit == "sample":
             return entries
-        first, count = self._classes.first[entries], self._classes.count[entries]
-        ranges = [np.arange(begin, begin + n) for begin, n in zip(first, count, strict=True)]
-        return self._classes.order[np.concatenate([np.empty(0, dtype=np.int64), *ranges])].astype(np.int64)
+        return np.concatenate([np.empty(0, dtype=np.int64), *map(self.samples_of, entries)])
 
     def candidates(self, i: int) -> Ids:
         """The pool of sample ``i``: identities near it, nearest first.

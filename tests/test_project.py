@@ -20,7 +20,17 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Floors of the house, lowest first: a module imports from floors below its own and from its own; `datasets` stands
 # beside the miners. The bag is a floor of its own, between the parts that it is made of and the other miners.
-FLOORS = {"core": 0, "datasets": 1, "bag": 1, "miners": 2, "integrations": 2, "training": 3, "study": 4, "__init__": 5, "cli": 5}
+FLOORS = {
+    "core": 0,
+    "datasets": 1,
+    "bag": 1,
+    "miners": 2,
+    "integrations": 2,
+    "training": 3,
+    "study": 4,
+    "__init__": 5,
+    "cli": 5,
+}
 
 
 def imported(path: Path) -> set[str]:

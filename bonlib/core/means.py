@@ -74,6 +74,11 @@ class RunningMeans:
         wide = (torch.from_numpy(means).double() * unit).clamp(-_LARGEST, _LARGEST)
         return batch[0], wide.float().to(embeddings.device)
 
+    def values(self) -> Tensor:
+        """The means as the sketches hold them: ``(num_classes, dim)`` float32, zero where nothing is remembered."""
+        levels = FULL * max(self.sketches.rows.shape[1], 1) ** 0.5
+        return torch.from_numpy(self.sketches.rows.astype(np.float32) * np.float32(self._unit / levels))
+
     def make_room(self, stamps: int) -> None:
         """Begin the marks of identities anew before so many more stamps would overflow."""
         if self.sketches.stamp[0] > _LAST - stamps:

@@ -344,6 +344,12 @@ class Miner(ABC):
                 seeds.setdefault(c, -1)
         return np.array([self.next_of(c) if sample < 0 else sample for c, sample in seeds.items()], dtype=np.int64)
 
+    def samples_of(self, c: int) -> Ids:
+        """The samples of class ``c``, its position in :attr:`classes`: ``(n,)`` dataset indices."""
+        c = int(check_indices("c", [c], len(self.classes))[0])
+        first, count = self._classes.first[c], self._classes.count[c]
+        return self._classes.order[first : first + count].astype(np.int64)
+
     def next_of(self, c: int) -> int:
         """The next sample of the stream of class ``c``, its position in :attr:`classes`."""
         if not 0 <= c < len(self.classes):

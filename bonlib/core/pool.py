@@ -58,29 +58,27 @@ def _gather(bucket, found, classes_found, dial, of, buckets, sketches, rng):  # 
 
 
 @compiled
-def pool_of(anchor, dial, buckets, classes, sketches, rng, candidates, ends):  # pragma: no cover
-    """The candidates of an anchor, in the order in which they are found; returns how many, -1 where it has no code.
+def pool_around(c, place, dial, buckets, of, sketches, rng, candidates, ends):  # pragma: no cover
+    """The candidates around a place, in the order in which they are found; returns how many.
 
     Args:
-        anchor: a sample.
+        c: an identity that is none, -1 where there is none.
+        place: a code, and its bits nearest to flipping.
         dial: how many, and what the table holds.
         buckets: of the table.
-        classes: of the data set.
+        of: ``(num_samples,)`` identity of each sample.
         sketches: of the identities.
         rng: where in a bucket to begin.
         candidates: ``(pool,)`` int64, is written to: identities.
         ends: ``(2,)`` int64, is written to: how many came from the own bucket, and from those one bit away.
     """
-    c = classes.of[anchor]
-    entry = c if dial.by_class else anchor
-    code = buckets.code[entry]
-    if code == UNSEEN:
-        return -1
+    code, near = place
     sketches.stamp[0] += 1
-    sketches.mark[c] = sketches.stamp[0]
-    bits, of = dial.bits, classes.of
+    if c >= 0:
+        sketches.mark[c] = sketches.stamp[0]
+    bits = dial.bits
     flips = np.empty(bits, dtype=np.int64)
-    probing_order(buckets.near[entry], bits, flips)
+    probing_order(near, bits, flips)
     found = _gather(code, 0, candidates, dial, of, buckets, sketches, rng)
     ends[0] = found
     for i in range(bits):
@@ -94,6 +92,26 @@ def pool_of(anchor, dial, buckets, classes, sketches, rng, candidates, ends):  #
                 break
             other = code ^ (1 << flips[i]) ^ (1 << flips[j])
             found = _gather(other, found, candidates, dial, of, buckets, sketches, rng)
+    return found
+
+
+@compiled
+def pool_of(anchor, dial, buckets, classes, sketches, rng, candidates, ends):  # pragma: no cover
+    """The candidates of an anchor, a sample, as of :func:`pool_around`; returns how many, -1 where it has no code."""
+    c = classes.of[anchor]
+    entry = c if dial.by_class else anchor
+    if buckets.code[entry] == UNSEEN:
+        return -1
+    place = (buckets.code[entry], buckets.near[entry])
+    return pool_around(c, place, dial, buckets, classes.of, sketches, rng, candidates, ends)
+
+
+@compiled
+def pools_around(own, codes, near, dial, buckets, of, sketches, rng):  # pragma: no cover
+    """The candidates around each of ``(n,)`` places, without the identity ``own``: ``(n, pool)``, -1 where none."""
+    found, ends = np.full((len(codes), dial.pool), -1, dtype=np.int64), np.empty(2, dtype=np.int64)
+    for i in range(len(codes)):
+        pool_around(own[i], (codes[i], near[i]), dial, buckets, of, sketches, rng, found[i], ends)
     return found
 
 

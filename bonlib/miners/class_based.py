@@ -87,7 +87,7 @@ class ClassBased(Miner):
         negatives = self.random_negatives(anchors)  # for anchors of which nothing is known yet
         for i, anchor in enumerate(anchors):
             for c, _ in self._hard_classes(int(anchor)):
-                members = self._classes.order[self._classes.first[c] : self._classes.first[c] + self._classes.count[c]]
+                members = self.samples_of(c)
                 distances = np.square(self.last[members] - self.last[anchor]).sum(axis=1)
                 if not np.isnan(distances).all():
                     negatives[i] = members[np.nanargmin(distances)]
