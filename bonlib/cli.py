@@ -1,6 +1,7 @@
-"""The command line: ``bonlib study|train|evaluate|embed|neighbours|data``."""
+"""The command line: ``bonlib study|train|evaluate|embed|neighbours|lookalikes|data``."""
 
 import argparse
+import html
 import json
 import sys
 from collections.abc import Callable
@@ -82,6 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     neighbours.add_argument("--k", type=_at_least(1), default=10, help="images in a row (default: %(default)s)")
     neighbours.add_argument("--seed", type=_at_least(0), default=0)
     neighbours.add_argument("--output", type=Path, default=Path("neighbours.png"), help=".png, .svg or .html")
+
+    lookalikes = _command(commands, "lookalikes", _lookalikes, "list identities that may be one, and samples that may "
+                          "be another's")  # fmt: skip
+    _data_arguments(lookalikes, encoder=True)
+    lookalikes.set_defaults(split="all")
+    lookalikes.add_argument("--top", type=_at_least(1), default=100, help="rows of a list (default: %(default)s)")
+    lookalikes.add_argument("--output", type=Path, default=Path("lookalikes.html"),
+                            help=".html, or .csv for the pairs with a file for the samples beside it")  # fmt: skip
 
     _command(commands, "data", _data, "list the data sets, and which are here")
     return parser
@@ -215,14 +224,11 @@ def _embed(options: argparse.Namespace) -> None:
     kind = options.output.suffix.lower()
     if kind not in (".npy", ".parquet"):
         raise ValueError(f"--output is {options.output}; allowed are names that end in .npy or .parquet.")
-    beside = options.output.with_name(f"{options.output.stem}.rows.csv")
     if kind == ".parquet":
         with needs_extra("--output *.parquet"):
             import pyarrow  # noqa: F401
-    elif beside.exists() and not beside.read_text(errors="replace").startswith("row,label,class_name"):
-        raise ValueError(f"{beside} is there, and not of this command; move it, or give another --output.")
-    for output in (options.output, beside) if kind == ".npy" else (options.output,):
-        check_writable(output)
+    check_writable(options.output)
+    beside = _beside(options.output, "rows", "row,label,class_name") if kind == ".npy" else options.output
     encoder, dataset = _loaded(options)
     found, labels = embed(encoder, dataset, device=options.device)
     embeddings = found.cpu().numpy()
@@ -241,6 +247,21 @@ def _embed(options: argparse.Namespace) -> None:
     print(f"embeddings {embeddings.shape}, {', '.join(rows.columns)}: {options.output}")
 
 
+def _beside(output: Path, name: str, begins: str) -> Path:
+    """A table beside an output, which may be there from an earlier time.
+
+    Raises:
+        ValueError: if there is a file of that name that begins with something else.
+    """
+    from bonlib.core.paths import check_writable
+
+    beside = output.with_name(f"{output.stem}.{name}.csv")
+    if beside.exists() and not beside.read_text(errors="replace").startswith(begins):
+        raise ValueError(f"{beside} is there, and not of this command; move it, or give another --output.")
+    check_writable(beside)
+    return beside
+
+
 def _save_array(path: Path, array: Any) -> None:
     import numpy as np
 
@@ -249,15 +270,13 @@ def _save_array(path: Path, array: Any) -> None:
 
 
 def _neighbours(options: argparse.Namespace) -> None:
-    import base64
-    import io
-
     import numpy as np
     from matplotlib import pyplot as plt
 
     from bonlib.core.paths import check_writable, write_atomically
     from bonlib.study.analysis import nearest_images
     from bonlib.study.figures import retrievals
+    from bonlib.study.sheet import image_tag, page, picture
     from bonlib.training.embed import embed
 
     kind = options.output.suffix.lower().removeprefix(".")
@@ -271,21 +290,46 @@ def _neighbours(options: argparse.Namespace) -> None:
     right = (labels[found] == labels[queries][:, None]).numpy()
     names = [dataset.class_names[label] for label in labels[queries].tolist()]
     figure = retrievals(dataset.pixels(queries), [dataset.pixels(ids) for ids in found], right, names)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=150, format="svg" if kind == "svg" else "png")
-    plt.close(figure)
-    content = picture.getvalue()
+    text = f"{len(queries)} images and the {found.shape[1]} nearest to each, {right.mean():.0%} right"
+    content = picture(figure, "svg" if kind == "svg" else "png")
     if kind == "html":
-        text = f"{len(queries)} images and the {found.shape[1]} nearest to each, {right.mean():.0%} right"
-        coded = base64.b64encode(content).decode()
-        content = (
-            f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Nearest images</title>'
-            f"<p>{text}; wrong ones are crossed out.</p>"
-            f'<img style="max-width:100%" alt="{text}" src="data:image/png;base64,{coded}">'
-            "</html>"
-        ).encode()
+        content = page("Nearest images", f"<p>{text}; wrong ones are crossed out.</p>{image_tag(content, text)}")
+    plt.close(figure)
     write_atomically(options.output, lambda path: path.write_bytes(content))
     print(f"nearest images: {options.output}")
+
+
+def _lookalikes(options: argparse.Namespace) -> None:
+    from bonlib.bag import BagOfNegatives
+    from bonlib.core.paths import check_writable, write_atomically
+    from bonlib.lookalikes import lookalikes, misfits
+    from bonlib.study.sheet import named, page, rows_of
+    from bonlib.training.embed import embed
+
+    kind = options.output.suffix.lower()
+    if kind not in (".html", ".csv"):
+        raise ValueError(f"--output is {options.output}; allowed are names that end in .html or .csv.")
+    check_writable(options.output)
+    beside = _beside(options.output, "samples", "ratio,sample,label") if kind == ".csv" else options.output
+    encoder, dataset = _loaded(options)
+    found = embed(encoder, dataset, device=options.device)[0].cpu()
+    bag = BagOfNegatives(dataset.labels, found.shape[1], form="triplet", batch_size=3)
+    bag.fill(lambda ids: found[ids])
+    pairs, samples = lookalikes(bag, found, top=options.top), misfits(bag, found, top=options.top)
+    if kind == ".csv":
+        write_atomically(options.output, lambda path: named(pairs, dataset).to_csv(path, index=False))
+        write_atomically(beside, lambda path: named(samples, dataset).to_csv(path, index=False))
+        print(f"pairs of identities: {options.output}\nsamples: {beside}")
+        return
+    body = (
+        f"<p>{html.escape(repr(dataset))}, by the encoder {html.escape(str(options.weights))}.</p>"
+        "<h2>Identities that may be one</h2><p>A ratio of 1 is what two halves of one identity show.</p>"
+        f"{rows_of(pairs, dataset)}<h2>Samples that may be of another identity</h2>"
+        f"<p>The ratio is the distance to the rest of the own identity over that to the nearest other.</p>"
+        f"{rows_of(samples, dataset)}"
+    )
+    write_atomically(options.output, lambda path: path.write_bytes(page("Look-alikes", body)))
+    print(f"look-alikes: {options.output}")
 
 
 def _data(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -78,6 +79,31 @@ def test_neighbours_draws_a_sheet(trained, tmp_path, name):
     assert name.endswith("png") or b"http" not in content
 
 
+def test_lookalikes_names_a_thing_that_has_two_names_and_a_photo_in_the_wrong_folder(trained, tmp_path, capsys):
+    weights, photos = trained
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "copy").mkdir()
+    for path in sorted((tmp_path / "photos" / "U+0073").iterdir())[::2]:
+        path.rename(tmp_path / "photos" / "copy" / path.name)
+    sorted((tmp_path / "photos" / "U+0183").iterdir())[0].rename(tmp_path / "photos" / "U+014E" / "moved.png")
+    arguments = ["lookalikes", str(weights), "--dataset", "folder", "--root", str(tmp_path / "photos"), "--top", "5"]
+    assert cli.main([*arguments, "--output", str(tmp_path / "found.csv")]) == 0
+    pairs, samples = pd.read_csv(tmp_path / "found.csv"), pd.read_csv(tmp_path / "found.samples.csv")
+    assert set(pairs.loc[0, ["first", "second"]]) == {"U+0073", "copy"}
+    assert pairs.loc[0, "first_path"].split("/")[-2] == pairs.loc[0, "first"]
+    assert "moved.png" in samples["path"].str.cat()
+    assert cli.main([*arguments, "--output", str(tmp_path / "found.html")]) == 0
+    sheet = (tmp_path / "found.html").read_text()
+    assert sheet.count("<img") == 5 * 2 + 5
+    assert "http" not in sheet
+    (tmp_path / "mine.samples.csv").write_text("mine")
+    capsys.readouterr()
+    assert cli.main([*arguments, "--output", str(tmp_path / "mine.csv")]) == 2
+    assert "not of this command" in capsys.readouterr().err
+    assert cli.main([*arguments, "--output", str(tmp_path / "found.pdf")]) == 2
+    assert "allowed are names that end in .html or .csv" in capsys.readouterr().err
+
+
 def test_data_lists_every_set(capsys):
     assert cli.main(["data"]) == 0
     printed = capsys.readouterr().out
@@ -85,7 +111,7 @@ def test_data_lists_every_set(capsys):
     assert "Market-1501".lower() in printed.lower() or "market" in printed.lower()
 
 
-@pytest.mark.parametrize("command", ["study", "train", "evaluate", "embed", "neighbours", "data"])
+@pytest.mark.parametrize("command", ["study", "train", "evaluate", "embed", "neighbours", "lookalikes", "data"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -327,5 +353,7 @@ def test_a_table_of_names_is_trained_on_and_evaluated(folders, capsys):
     assert set(found["string"]) <= {name for name, _ in rows}
     arguments = ["neighbours", str(weights), *source, "--queries", "2", "--k", "3"]
     assert cli.main([*arguments, "--output", str(folders / "sheet.png")]) == 0
+    assert cli.main(["lookalikes", str(weights), *source, "--output", str(folders / "sheet.html")]) == 0
+    assert "first_string" in (folders / "sheet.html").read_text()
     assert cli.main(["evaluate", str(weights)]) == 2  # glyphs are no strings
     assert "does not take samples" in capsys.readouterr().err

@@ -1,0 +1,73 @@
+"""Pages of HTML that stand alone, with their images inside: what the command line writes for people to look at."""
+
+import base64
+import html
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bonlib.datasets.labelled import LabelledSet
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_STYLE = (
+    "body{font-family:sans-serif;margin:2rem;color-scheme:light dark}table{border-collapse:collapse}"
+    "td,th{padding:.2rem .6rem;text-align:left}img{max-width:100%;image-rendering:pixelated;margin-right:.3rem}"
+)
+
+
+def page(title: str, body: str) -> bytes:
+    """A page of its own."""
+    text = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    return f"{text}<style>{_STYLE}</style><h1>{html.escape(title)}</h1>{body}</html>".encode()
+
+
+def picture(figure: "Figure", kind: str = "png") -> bytes:
+    """A figure as a file, png or svg."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format=kind)
+    return content.getvalue()
+
+
+def image_tag(content: bytes, text: str) -> str:
+    """A png inside a page, with what stands for it where it cannot be seen."""
+    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+
+
+def named(table: "pd.DataFrame", dataset: LabelledSet) -> "pd.DataFrame":
+    """A table of :mod:`bonlib.lookalikes` with names for labels, and paths or strings beside the numbers of samples."""
+    table = table.copy()
+    texts = {"path": dataset.attributes.get("path"), "string": getattr(dataset, "strings", None)}
+    for name in [name for name in table if name in ("first", "second", "label", "nearest")]:
+        table[name] = [dataset.class_names[label] for label in table[name]]
+    for name in [str(name) for name in table if str(name).endswith("sample")]:
+        for text, values in texts.items():
+            if values is not None:
+                table[name.replace("sample", text)] = [str(values[i]) for i in table[name]]
+    return table
+
+
+def rows_of(table: "pd.DataFrame", dataset: LabelledSet) -> str:
+    """A table of :mod:`bonlib.lookalikes` as HTML, with the images of each row where there are any."""
+    ids = table[[name for name in table if str(name).endswith("sample")]].to_numpy(copy=True)
+    shown = named(table, dataset).round(3)
+    for name in shown.select_dtypes(exclude="number"):
+        shown[name] = [html.escape(str(value)) for value in shown[name]]
+    if not hasattr(dataset, "strings"):
+        shown.insert(0, "images", ["".join(map(_thumbnail, dataset.pixels(row), row)) for row in ids])
+    return shown.to_html(index=False, escape=False, border=0)
+
+
+def _thumbnail(image: NDArray[Any], i: int) -> str:
+    """An image as :meth:`~bonlib.datasets.labelled.LabelledSet.pixels` gives it; one channel is dark where high."""
+    image = np.asarray(image)
+    colour = image.ndim == 3 and len(image) == 3
+    drawn = Image.fromarray(image.transpose(1, 2, 0) if colour else 255 - image.squeeze())
+    content = io.BytesIO()
+    drawn.save(content, "png")
+    return image_tag(content.getvalue(), f"sample {i}")
