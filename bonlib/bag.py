@@ -1,29 +1,29 @@
 """Bag of Negatives: a hash, a table and sketches, from which sets, triplets and pairs are drawn."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.core.checks import as_array, check_indices, own_state, real_number, whole_number
+from bonlib.core.checks import all_or_nothing, as_array, check_indices, own_state, real_number, whole_number
+from bonlib.core.growth import grown, is_of_first
+from bonlib.core.hashed import HashedMiner, Unit
 from bonlib.core.hashes import make_hasher
 from bonlib.core.hashing import Hash
-from bonlib.core.kernels import CODELESS, OWN, SOURCES, UNSEEN, Buckets, draw_negatives, draw_seeds, read_codes
+from bonlib.core.kernels import SOURCES, UNSEEN, draw_negatives, draw_seeds, read_codes
 from bonlib.core.layout import Form, Ids
-from bonlib.core.means import RunningMeans, Sketches
-from bonlib.core.miner import Miner
-from bonlib.core.pool import Dial, draw_window_negatives, draw_window_seeds, ordered, pool_of
-from bonlib.core.table import MAX_BITS, BucketTable, default_bits
+from bonlib.core.means import RunningMeans
+from bonlib.core.pool import draw_window_negatives, draw_window_seeds
+from bonlib.core.table import BucketTable, default_bits
 
-Unit = Literal["identity", "sample"]
 _BAGS = 4  # of a set, where nothing else is asked for
 _LEARNED, _AT_ONCE = 200, 128  # batches that the hash learns from where the table is filled at once, and their size
 
 
-class BagOfNegatives(Miner):
+class BagOfNegatives(HashedMiner):
     """Batch sampler that draws hard negatives from hash buckets over the whole training set, at any size of it.
 
     **First stage.** A short binary code puts each identity into a bucket: on which sides of some hyperplanes the
@@ -121,24 +121,22 @@ class BagOfNegatives(Miner):
         self.momentum = real_number("momentum", momentum, 0, 0.99)
         self.random_share, self.probe = real_number("random_share", random_share, 0, 1), bool(probe)
         self.num_entries = len(self.classes) if unit == "identity" else self.num_samples
-        self.hasher = self._hash(hasher, bits)
+        if isinstance(hasher, str):
+            hasher = make_hasher(
+                hasher, self.dim, default_bits(self.num_entries) if bits is None else bits, seed=self.seed
+            )
+        elif hasher.dim != self.dim or bits not in (None, hasher.bits):
+            raise ValueError(
+                f"hasher has dim={hasher.dim} and bits={hasher.bits}, the bag was given dim={self.dim} and "
+                f"bits={bits}; give the same, or leave bits out."
+            )
+        self.hasher = hasher
         self.table = BucketTable(self.num_entries, self.bits)
         self._corrected = np.zeros(self.num_entries, dtype=np.int32)  # the update that last corrected an entry
         self._updates = self._batches = 0
         self._means = RunningMeans(len(self.classes), self.dim if self.pool else 0, self.momentum)
         self._tally = np.zeros(len(SOURCES), dtype=np.int64)
         self._churn = self._error = float("nan")
-
-    def _hash(self, hasher: Hash | str, bits: int | None) -> Hash:
-        if isinstance(hasher, str):
-            bits = default_bits(self.num_entries) if bits is None else whole_number("bits", bits, 1, MAX_BITS)
-            return make_hasher(hasher, self.dim, bits, seed=self.seed)
-        if hasher.dim != self.dim or bits not in (None, hasher.bits):
-            raise ValueError(
-                f"hasher has dim={hasher.dim} and bits={hasher.bits}, the bag was given dim={self.dim} and "
-                f"bits={bits}; give the same, or leave bits out."
-            )
-        return hasher
 
     @classmethod
     def as_published(cls, labels: ArrayLike | Tensor, dim: int, **options: Any) -> "BagOfNegatives":
@@ -156,11 +154,6 @@ class BagOfNegatives(Miner):
             raise ValueError(f"as_published has no {', '.join(given)}; make BagOfNegatives itself with it.")
         chosen: dict[str, Any] = {"bags": 1, "hasher": "autoencoder"} | options | {"unit": "sample", "pool": 0}
         return cls(labels, dim, **chosen)
-
-    @property
-    def bits(self) -> int:
-        """Length of the code."""
-        return self.hasher.bits
 
     def update(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:
         """Learn from a batch and correct the codes of its samples. Never touches the encoder.
@@ -235,90 +228,6 @@ class BagOfNegatives(Miner):
         self._corrected[entries] = self._updates
         return before, codes
 
-    @property
-    def means(self) -> Tensor:
-        """What is remembered of each identity: ``(num_classes, dim)`` float32, zero before anything is."""
-        return self._means.values()
-
-    def around(self, places: int) -> tuple[Dial, Buckets, NDArray[np.int32], Sketches]:
-        """What compiled code needs to gather the pools around so many places; not to be written."""
-        self._means.make_room(places)
-        return self._dial, self.table.buckets, self.class_of, self._means.sketches
-
-    def codes(self, ids: ArrayLike | Tensor) -> Ids:
-        """Codes of samples, or of their identities where these are hashed: ``(n,)``, -1 where there is none yet."""
-        ids = check_indices("ids", ids, self.num_samples)
-        return self.table.codes(self.class_of[ids] if self.unit == "identity" else ids)
-
-    def members(self, code: int) -> Ids:
-        """Samples in a bucket, or of the identities in it: ``(n,)`` dataset indices."""
-        entries = self.table.bucket(code)
-        if self.unit == "sample":
-            return entries
-        return np.concatenate([np.empty(0, dtype=np.int64), *map(self.samples_of, entries)])
-
-    def candidates(self, i: int) -> Ids:
-        """The pool of sample ``i``: identities near it, nearest first.
-
-        Args:
-            i: dataset index.
-
-        Returns:
-            ``(n,)`` positions in :attr:`classes`, at most ``pool``; empty where the sample has no code yet.
-        """
-        i = int(check_indices("i", [i], self.num_samples)[0])
-        found, ends = np.empty(self.pool, dtype=np.int64), np.empty(2, dtype=np.int64)
-        self._means.make_room(1)
-        rng, sketches = np.random.default_rng(self.seed), self._means.sketches
-        n = pool_of(i, self._dial, self.table.buckets, self._classes, sketches, rng, found, ends)
-        return found[ordered(int(self.class_of[i]), found, max(n, 0), sketches)]
-
-    def negatives(self, i: int, k: int | None = None) -> Ids:
-        """The bag of sample ``i``: dataset indices of the samples of other classes in its bucket.
-
-        Args:
-            i: dataset index.
-            k: number of uniform draws with replacement; by default the whole bag.
-
-        Returns:
-            ``(size of the bag,)`` or ``(k,)`` int64; empty where the sample has no code yet or the bag is empty.
-        """
-        i = int(check_indices("i", [i], self.num_samples)[0])
-        code = int(self.codes([i])[0])
-        bucket = self.members(code) if code != UNSEEN else np.empty(0, dtype=np.int64)
-        bag = bucket[self.class_of[bucket] != self.class_of[i]]
-        return bag if k is None or not len(bag) else self._rng.choice(bag, size=k)
-
-    def stats(self) -> dict[str, float]:
-        """The state of hash and table in numbers.
-
-        Returns:
-            Those of :meth:`BucketTable.stats <bonlib.core.table.BucketTable.stats>`; ``churn`` share of codes that
-            change at the next visit and ``reconstruction_error`` relative to the embeddings' size (both of late);
-            ``from_own``, ``from_hamming1``, ``from_hamming2``, ``from_random``, ``from_unseen`` shares of the negatives
-            (triplets, pairs) or classes (sets) drawn so far by where they came from; ``empty_bag_rate`` share of those
-            whose anchor had a code but that its own bucket could not give; ``age_mean`` and ``age_max`` of the codes,
-            in updates since they were corrected; ``batches_missed`` drawn so far without an update.
-        """
-        drawn, coded = self._tally.sum(), self._tally[:CODELESS].sum()
-        return self.table.stats() | {
-            "churn": self._churn,
-            "reconstruction_error": self._error,
-            **self._ages(),
-            "batches_missed": self._batches - self._updates,
-            "empty_bag_rate": float(1 - self._tally[OWN] / coded) if coded else 0.0,
-            **{f"from_{name}": float(n / max(drawn, 1)) for name, n in zip(SOURCES, self._tally, strict=True)},
-        }
-
-    def _ages(self) -> dict[str, float]:
-        """Mean and largest number of updates since the codes were corrected; NaN where there are none."""
-        if not self.table.filled:
-            return {"age_mean": float("nan"), "age_max": float("nan")}
-        seen = self.table.buckets.code != UNSEEN
-        newest = self._corrected.mean(where=seen, dtype=np.float64)
-        oldest = self._corrected.min(where=seen, initial=self._updates)
-        return {"age_mean": float(self._updates - newest), "age_max": float(self._updates - oldest)}
-
     def state_dict(self) -> dict[str, Any]:
         """Everything that influences the next batch: streams, generator, table, hash and counters."""
         return super().state_dict() | {
@@ -332,6 +241,53 @@ class BagOfNegatives(Miner):
             "churn": self._churn,
             "error": self._error,
         }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state, of these samples or of the first of them; the others are then unseen, and a pass begins.
+
+        Raises:
+            ValueError: if it is of a bag made with other labels or arguments, or damaged; nothing is changed then.
+        """
+        with all_or_nothing(self):
+            super().load_state_dict(grown(state, self) if is_of_first(state, self) else state)
+
+    def extend(self, labels: ArrayLike | Tensor, *, steps: int | None = None) -> None:
+        """Append samples to the data set, of old and of new identities; what is known of the others stays.
+
+        The new samples are unseen until they are forwarded, and the next pass goes through all. With several processes
+        all call it. Cost: a copy of what is held for the samples; nothing is hashed anew.
+
+        Args:
+            labels: ``(n,)`` integers, of the samples ``num_samples`` to ``num_samples + n - 1``.
+            steps: batches of a pass from now on; by default as before.
+
+        Raises:
+            ValueError: if the labels are no integers, or too many; the bag is then as before.
+        """
+        known, added = self.classes[self.class_of], as_array(labels)
+        if added.ndim != 1 or added.dtype.kind not in "iu":
+            raise ValueError(f"labels has shape {added.shape} and dtype {added.dtype}; give a 1-D array of integers.")
+        names = (
+            "form",
+            "batch_size",
+            "per_class",
+            "bags",
+            "unit",
+            "pool",
+            "window",
+            "momentum",
+            "random_share",
+            "probe",
+        )
+        options: dict[str, Any] = {name: getattr(self, name) for name in names} | {"seed": self.seed}
+        larger = BagOfNegatives(
+            np.concatenate([known, added]), self.dim, **options, steps=steps or self.steps, hasher=self.hasher
+        )
+        if len(added):
+            larger.load_state_dict(self.state_dict())
+            larger._pass = self._pass + 1  # iterators that are still there are of another life
+            vars(self).update(vars(larger))
+        self.steps = larger.steps
 
     def _load(self, state: Mapping[str, Any]) -> None:
         super()._load(state)
@@ -359,19 +315,9 @@ class BagOfNegatives(Miner):
         own = {name: getattr(self, name) for name in names}
         return super()._config() | own
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held for samples, classes and buckets: table, labels, class index, sketches."""
-        arrays = (self.classes, *self._classes, self._corrected)
-        return self.table.nbytes + self._means.nbytes + sum(array.nbytes for array in arrays)
-
     def _draw_batch(self) -> Ids:
         self._batches += 1
         return super()._draw_batch()
-
-    @property
-    def _dial(self) -> Dial:
-        return Dial(self.pool, *self.window, self.bits if self.probe else 0, int(self.unit == "identity"))
 
     def draw_seeds(self, num_classes: int) -> Ids:
         """One sample each of ``num_classes`` classes, from what is near ``bags`` anchors."""

@@ -1,5 +1,6 @@
 """What labels and batches may look like: forms, sizes, classes."""
 
+import hashlib
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -56,6 +57,13 @@ def checked_labels(labels: ArrayLike | Tensor) -> tuple[NDArray[Any], NDArray[np
     if len(classes) < 2:
         raise ValueError(f"labels has {len(classes)} class(es); a negative needs at least 2.")
     return classes, class_of.astype(np.int32, copy=False)
+
+
+def label_fingerprint(classes: NDArray[Any], class_of: NDArray[Any]) -> str:
+    """Sixteen hexadecimal digits that stand for labels, sample by sample, from what :func:`checked_labels` returns."""
+    digest = hashlib.sha256(np.ascontiguousarray(classes).astype("<i8", casting="unsafe").data)
+    digest.update(np.ascontiguousarray(class_of).astype("<i4", copy=False).data)
+    return digest.hexdigest()[:16]
 
 
 def check_layout(form: str, batch_size: int, per_class: int, num_classes: int) -> None:

@@ -1,6 +1,5 @@
 """What every miner shares: the protocol, the layout of a batch, and fair streams of anchors, classmates and classes."""
 
-import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,7 +31,7 @@ from bonlib.core.kernels import (
     random_seeds,
     with_classmates,
 )
-from bonlib.core.layout import FORMS, Form, Ids, check_layout, checked_labels, tuple_positions
+from bonlib.core.layout import FORMS, Form, Ids, check_layout, checked_labels, label_fingerprint, tuple_positions
 
 
 class Miner(ABC):
@@ -103,10 +102,7 @@ class Miner(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that stand for the labels, sample by sample."""
-        classes = np.ascontiguousarray(self.classes).astype("<i8", casting="unsafe")
-        digest = hashlib.sha256(classes.tobytes())
-        digest.update(np.ascontiguousarray(self.class_of).astype("<i4", copy=False).data)
-        return digest.hexdigest()[:16]
+        return label_fingerprint(self.classes, self.class_of)
 
     @property
     def index_tuple(self) -> tuple[Tensor, ...] | None:

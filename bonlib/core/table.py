@@ -186,6 +186,15 @@ class BucketTable:
         self._pool, self._start, self._room, self._used = pool, start, room.astype(np.int32), used
 
 
+def ages(corrected: NDArray[np.int32], codes: NDArray[np.int32], now: int) -> dict[str, float]:
+    """Mean and largest number of updates since entries that have a code were corrected; NaN where there are none."""
+    seen = codes != UNSEEN
+    if not seen.any():
+        return {"age_mean": math.nan, "age_max": math.nan}
+    newest = corrected.mean(where=seen, dtype=np.float64)
+    return {"age_mean": float(now - newest), "age_max": float(now - corrected.min(where=seen, initial=now))}
+
+
 def default_bits(num_samples: int) -> int:
     """Bits for which a bucket of the filled table holds 15 to 30 samples on average, within 1 to 24.
 

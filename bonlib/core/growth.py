@@ -1,0 +1,71 @@
+"""Data sets that grow: the state of a bag over the first samples, as one over all of them."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bonlib.core.checks import as_array
+from bonlib.core.kernels import new_streams, plain_order
+from bonlib.core.layout import label_fingerprint
+
+if TYPE_CHECKING:
+    from bonlib.core.hashed import HashedMiner
+
+_OF_THE_SET = ("num_samples", "num_classes", "labels", "steps")  # parts of a bag's config that grow with it
+
+
+def is_of_first(state: Mapping[str, Any], bag: "HashedMiner") -> bool:
+    """Whether a state is that of a bag over the first samples of a larger bag's, with the same labels."""
+    config = state.get("config")
+    saved = config.get("num_samples") if isinstance(config, Mapping) else None
+    if not isinstance(saved, int) or not 0 < saved < bag.num_samples:
+        return False
+    classes, class_of = np.unique(bag.class_of[:saved], return_inverse=True)
+    return config.get("labels") == label_fingerprint(bag.classes[classes], class_of)
+
+
+def grown(state: Mapping[str, Any], bag: "HashedMiner") -> dict[str, Any]:
+    """A state of the first samples of a bag's as one of all: the others are unseen, and a pass begins.
+
+    Args:
+        state: for which :func:`is_of_first` holds.
+        bag: as it was made, larger.
+
+    Returns:
+        What the bag can load; nothing is hashed anew, all is copied once.
+    """
+    saved = state["config"]["num_samples"]
+    classes = np.unique(bag.class_of[:saved])  # where the identities of the state are among the bag's
+    entries = classes if bag.unit == "identity" else np.arange(saved)
+
+    def spread(values: Any, at: NDArray[Any], blank: NDArray[Any]) -> torch.Tensor:
+        blank[at] = as_array(values)
+        return torch.from_numpy(blank)
+
+    # Samples stand class after class; those of the state come first in each, in the order that it has them.
+    blank = bag.state_dict()
+    order = blank["order"].numpy()
+    table, means = dict(state["table"]), dict(state["means"])
+    table |= {
+        "num_samples": bag.num_entries,
+        "members": torch.from_numpy(entries[as_array(table["members"])].astype(np.int32)),
+        "near": spread(table["near"], entries, plain_order(bag.num_entries)),
+    }
+    for name in ("rows", "seen"):
+        means[name] = blank["means"][name]
+        if bag.pool:
+            means[name] = spread(state["means"][name], classes, means[name].numpy())
+    own = {name: blank["config"][name] for name in _OF_THE_SET}
+    return dict(state) | {
+        "config": dict(state["config"]) | own,
+        "drawn": 0,
+        "order": spread(state["order"], np.flatnonzero(order < saved), order.copy()),
+        "cursor": spread(state["cursor"], classes, np.zeros(len(bag.classes), dtype=np.int32)),
+        "streams": torch.from_numpy(new_streams()),
+        "table": table,
+        "means": means,
+        "corrected": spread(state["corrected"], entries, np.zeros(bag.num_entries, dtype=np.int32)),
+    }

@@ -1,0 +1,135 @@
+"""A miner with a hash table of samples or identities: what it holds, and what can be asked of it."""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from bonlib.core.checks import check_indices
+from bonlib.core.hashing import Hash
+from bonlib.core.kernels import CODELESS, OWN, SOURCES, UNSEEN, Buckets
+from bonlib.core.layout import Ids
+from bonlib.core.means import RunningMeans, Sketches
+from bonlib.core.miner import Miner
+from bonlib.core.pool import Dial, ordered, pool_of
+from bonlib.core.table import BucketTable, ages
+
+Unit = Literal["identity", "sample"]
+
+
+class HashedMiner(Miner):
+    """What a bag holds; see :class:`~bonlib.bag.BagOfNegatives`. Nothing here changes the next batch.
+
+    Attributes:
+        unit: what the entries of the table are: ``"identity"`` or ``"sample"``.
+        num_entries: how many there are.
+        hasher: embeddings to codes.
+        table: codes to buckets.
+        pool, window, probe: how candidates are gathered, and which of them are drawn.
+    """
+
+    unit: Unit
+    num_entries: int
+    hasher: Hash
+    table: BucketTable
+    pool: int
+    window: tuple[int, int]
+    probe: bool
+    _means: RunningMeans
+    _corrected: NDArray[np.int32]  # the update that last corrected an entry
+    _tally: NDArray[np.int64]  # where what was drawn came from
+    _updates: int
+    _batches: int
+    _churn: float
+    _error: float
+
+    @property
+    def bits(self) -> int:
+        """Length of the code."""
+        return self.hasher.bits
+
+    @property
+    def means(self) -> Tensor:
+        """What is remembered of each identity: ``(num_classes, dim)`` float32, zero before anything is."""
+        return self._means.values()
+
+    def around(self, places: int) -> tuple[Dial, Buckets, NDArray[np.int32], Sketches]:
+        """What compiled code needs to gather the pools around so many places; not to be written."""
+        self._means.make_room(places)
+        return self._dial, self.table.buckets, self.class_of, self._means.sketches
+
+    def codes(self, ids: ArrayLike | Tensor) -> Ids:
+        """Codes of samples, or of their identities where these are hashed: ``(n,)``, -1 where there is none yet."""
+        ids = check_indices("ids", ids, self.num_samples)
+        return self.table.codes(self.class_of[ids] if self.unit == "identity" else ids)
+
+    def members(self, code: int) -> Ids:
+        """Samples in a bucket, or of the identities in it: ``(n,)`` dataset indices."""
+        entries = self.table.bucket(code)
+        if self.unit == "sample":
+            return entries
+        return np.concatenate([np.empty(0, dtype=np.int64), *map(self.samples_of, entries)])
+
+    def candidates(self, i: int) -> Ids:
+        """The pool of sample ``i``: identities near it, nearest first.
+
+        Args:
+            i: dataset index.
+
+        Returns:
+            ``(n,)`` positions in :attr:`classes`, at most ``pool``; empty where the sample has no code yet.
+        """
+        i = int(check_indices("i", [i], self.num_samples)[0])
+        found, ends = np.empty(self.pool, dtype=np.int64), np.empty(2, dtype=np.int64)
+        self._means.make_room(1)
+        rng, sketches = np.random.default_rng(self.seed), self._means.sketches
+        n = pool_of(i, self._dial, self.table.buckets, self._classes, sketches, rng, found, ends)
+        return found[ordered(int(self.class_of[i]), found, max(n, 0), sketches)]
+
+    def negatives(self, i: int, k: int | None = None) -> Ids:
+        """The bag of sample ``i``: dataset indices of the samples of other classes in its bucket.
+
+        Args:
+            i: dataset index.
+            k: number of uniform draws with replacement; by default the whole bag.
+
+        Returns:
+            ``(size of the bag,)`` or ``(k,)`` int64; empty where the sample has no code yet or the bag is empty.
+        """
+        i = int(check_indices("i", [i], self.num_samples)[0])
+        code = int(self.codes([i])[0])
+        bucket = self.members(code) if code != UNSEEN else np.empty(0, dtype=np.int64)
+        bag = bucket[self.class_of[bucket] != self.class_of[i]]
+        return bag if k is None or not len(bag) else self._rng.choice(bag, size=k)
+
+    def stats(self) -> dict[str, float]:
+        """The state of hash and table in numbers.
+
+        Returns:
+            Those of :meth:`BucketTable.stats <bonlib.core.table.BucketTable.stats>`; ``churn`` share of codes that
+            change at the next visit and ``reconstruction_error`` relative to the embeddings' size (both of late);
+            ``from_own``, ``from_hamming1``, ``from_hamming2``, ``from_random``, ``from_unseen`` shares of the negatives
+            (triplets, pairs) or classes (sets) drawn so far by where they came from; ``empty_bag_rate`` share of those
+            whose anchor had a code but that its own bucket could not give; ``age_mean`` and ``age_max`` of the codes,
+            in updates since they were corrected; ``batches_missed`` drawn so far without an update.
+        """
+        drawn, coded = self._tally.sum(), self._tally[:CODELESS].sum()
+        return self.table.stats() | {
+            "churn": self._churn,
+            "reconstruction_error": self._error,
+            **ages(self._corrected, self.table.buckets.code, self._updates),
+            "batches_missed": self._batches - self._updates,
+            "empty_bag_rate": float(1 - self._tally[OWN] / coded) if coded else 0.0,
+            **{f"from_{name}": float(n / max(drawn, 1)) for name, n in zip(SOURCES, self._tally, strict=True)},
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held for samples, classes and buckets: table, labels, class index, sketches."""
+        arrays = (self.classes, *self._classes, self._corrected)
+        return self.table.nbytes + self._means.nbytes + sum(array.nbytes for array in arrays)
+
+    @property
+    def _dial(self) -> Dial:
+        return Dial(self.pool, *self.window, self.bits if self.probe else 0, int(self.unit == "identity"))
