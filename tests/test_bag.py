@@ -335,7 +335,7 @@ def test_a_foreign_state_is_refused_and_changes_nothing():
     for foreign in (
         make(labels, bits=4),
         make(labels, "triplet"),
-        make(labels[:-1]),
+        make(labels[1:]),
         RandomSampling(labels, DIM, batch_size=12),
     ):
         with pytest.raises(ValueError, match="state has"):

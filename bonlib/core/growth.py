@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 _OF_THE_SET = ("num_samples", "num_classes", "labels", "steps")  # parts of a bag's config that grow with it
 
 
-def is_of_first(state: Mapping[str, Any], bag: "HashedMiner") -> bool:
+def is_of_first(state: Any, bag: "HashedMiner") -> bool:
     """Whether a state is that of a bag over the first samples of a larger bag's, with the same labels."""
-    config = state.get("config")
+    config = state.get("config") if isinstance(state, Mapping) else None
     saved = config.get("num_samples") if isinstance(config, Mapping) else None
-    if not isinstance(saved, int) or not 0 < saved < bag.num_samples:
+    if config is None or not isinstance(saved, int) or not 0 < saved < bag.num_samples:
         return False
     classes, class_of = np.unique(bag.class_of[:saved], return_inverse=True)
     return config.get("labels") == label_fingerprint(bag.classes[classes], class_of)
