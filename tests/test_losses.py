@@ -54,15 +54,18 @@ def test_pairs_by_hand():
     assert active == pytest.approx(float((pushes > 0).float().mean()))
 
 
-def test_infonce_by_hand():
-    embeddings, labels, _ = batch("set")
-    e, same = embeddings.detach(), labels[:, None] == labels
-    logits = (e @ e.T / 0.2).exp()
-    negatives = logits.masked_fill(same, 0).sum(dim=1)  # (batch,)
-    pairs = [(a, p) for a in range(len(e)) for p in range(len(e)) if a != p and same[a, p]]
-    expected = sum(-torch.log(logits[a, p] / (logits[a, p] + negatives[a])) for a, p in pairs) / len(pairs)
-    value, _ = make_loss("infonce", margin=0.2)(embeddings, labels)
-    assert float(value.detach()) == pytest.approx(float(expected), rel=1e-5)
+@pytest.mark.parametrize("form", ["set", "pair"])
+def test_infonce_is_that_of_a_library(form):
+    from pytorch_metric_learning.losses import NTXentLoss
+
+    embeddings, labels, tuples = batch(form)
+    value, _ = make_loss("infonce", form, margin=0.2)(embeddings, labels, tuples)
+    value.backward()
+    gradient, embeddings.grad = embeddings.grad.clone(), None
+    expected = NTXentLoss(temperature=0.2)(embeddings, labels)
+    expected.backward()
+    assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert torch.allclose(gradient, embeddings.grad, atol=1e-6)
     with pytest.raises(ValueError, match="temperature"):
         make_loss("infonce", margin=0)
 

@@ -47,7 +47,7 @@ def _recipes() -> dict[str, _Recipe]:
     def infonce(margin: float) -> nn.Module:
         if margin == 0:
             raise ValueError("margin is 0, and is the temperature of infonce; give a number above 0, such as 0.1.")
-        return _within_batch(losses.NTXentLoss)(temperature=margin)
+        return InfoNCE(margin)
 
     def cross_batch(margin: float, dim: int, memory_size: int = 4096) -> nn.Module:
         return _cross_batch_memory()(contrastive(margin), dim, memory_size)
@@ -81,16 +81,6 @@ def _recipes() -> dict[str, _Recipe]:
     }
 
 
-def _within_batch(loss: type) -> type:
-    class WithinBatch(loss):
-        """Over all pairs of a batch: a negative pair of the form pair has another anchor than the positive ones."""
-
-        def forward(self, embeddings: Tensor, labels: Tensor, _: IndexTuple | None) -> Tensor:
-            return super().forward(embeddings, labels)
-
-    return WithinBatch
-
-
 def _cross_batch_memory() -> type:
     from pytorch_metric_learning.losses import CrossBatchMemory
 
@@ -104,6 +94,32 @@ def _cross_batch_memory() -> type:
             self.queue_idx, self.has_been_filled = state["queue_idx"], state["has_been_filled"]
 
     return WholeMemory
+
+
+class InfoNCE(nn.Module):
+    """Each positive pair against all negatives of its anchor in the batch, mean over the pairs; of cosines.
+
+    The value is that of pytorch-metric-learning's ``NTXentLoss``, whose memory grows with the cube of the batch.
+
+    Args:
+        temperature: that similarities are divided by, above 0.
+
+    Source: van den Oord, Li, Vinyals, "Representation learning with contrastive predictive coding", 2018.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, embeddings: Tensor, labels: Tensor, _: IndexTuple | None = None) -> Tensor:
+        """Embeddings ``(batch, dim)`` and labels ``(batch,)`` to a scalar; 0 where no two are of one label."""
+        rows = nn.functional.normalize(embeddings)
+        logits = rows @ rows.T / self.temperature  # (batch, batch)
+        same = labels[:, None] == labels
+        negatives = logits.masked_fill(same, -torch.inf).logsumexp(dim=1, keepdim=True)  # (batch, 1)
+        positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        losses = nn.functional.softplus(negatives - logits)[positive]
+        return losses.sum() / max(len(losses), 1)
 
 
 class HierarchicalTripletLoss(nn.Module):
