@@ -10,13 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from bonlib.study.records import load_bench, load_runs
-from bonlib.study.statistics import against, gains, leads_by, mean_interval
+from bonlib.study.statistics import against, cost_table, leads_by
 
 ROOT = Path(__file__).parent.parent
-NAMES = {
-    "omniglot": "Omniglot, minimal sets", "glyphs": "glyphs", "hangul": "Hangul", "parts": "parts in 3D",
-    "toponyms": "names of places",
-}  # fmt: skip
+NAMES = {"glyphs": "glyphs", "hangul": "Hangul", "parts": "parts in 3D", "toponyms": "names of places"}
 
 
 def markdown(header: str, rows: list[list[str]]) -> str:
@@ -37,29 +34,20 @@ def finished(sweep: str):
     return load_runs(sweep).query("error.isna()")
 
 
-def leads() -> str:
-    """BoN against random sampling under one loss: the README's rows."""
-    rows = []
-    for name, row in leads_by(finished("datasets"), "dataset").iterrows():
-        size = f"{NAMES[name]}, {row['identities']:,.0f} identities"
-        rows.append(
-            [size, "sets + batch-hard", f"{row['steps']:,}", f"{row['random']:.3f}", f"{row['bag']:.3f}", points(row)]
-        )
-    runs = finished("main")
-    for row in gains(runs, "metrics.recall@1").to_dict("records"):
-        of = runs[(runs["form"] == row["form"]) & (runs["loss"] == row["loss"])]
-        means = of.groupby("miner")["metrics.recall@1"].mean()
-        count = of.get("data.identities", pd.Series([1599])).iloc[0]  # the oldest records do not say it
-        size = f"glyphs, {count:,.0f} identities"
-        loss = "" if row["loss"] == row["form"] else f" + {row['loss']}"
-        steps = f"{of['steps'].iloc[0]:,}"
-        rows.append(
-            [size, f"{row['form']}s{loss}", steps, f"{means['random']:.3f}", f"{means['bag']:.3f}", points(row, "gain")]
-        )
+def scratch() -> str:
+    """From scratch: triplets on glyphs, and BoN as published against random sets on the large data sets."""
+    rows, runs = [], finished("stages")
+    of = runs.groupby("method")["validation.recall@1"].mean()
+    table = against(runs, "validation.recall@1", "two stages")
+    size = f"{NAMES['glyphs']}, {runs['data.identities'].median():,.0f} identities"
+    steps = f"{runs['steps'].iloc[0]:,}"
+    values = [f"{of[name]:.3f}" for name in ("random", "first stage", "two stages")]
+    rows.append([size, "triplets", steps, *values, points(table.loc["random"])])
     for row in _large("metrics.recall@1"):
-        steps, means = f"{row['steps']:,}", [f"{row[miner]:.3f}" for miner in ("random", "bag")]
-        rows.append([row["size"], f"sets + {row['loss']}", steps, *means, points(row)])
-    return markdown("data, to train on | batches and loss | steps | random R@1 | BoN R@1 | lead, points", rows)
+        values = [f"{row[miner]:.3f}" for miner in ("random", "bag")]
+        rows.append([row["size"], f"sets + {row['loss']}", f"{row['steps']:,}", *values, "", points(row)])
+    header = "data, to train on | batches and loss | steps | random | as published | two stages"
+    return markdown(f"{header} | last BoN leads random by, points", rows)
 
 
 def _large(column: str) -> list[dict]:
@@ -82,51 +70,56 @@ def large() -> str:
     return markdown("data, to train on | loss | random MAP@R | BoN MAP@R | lead, points", rows)
 
 
-def warm() -> str:
-    """From a trained encoder, on validation classes: what each method reaches, and what two stages are ahead of it."""
-    runs, rows = finished("warm"), []
-    for name, group in runs.groupby("dataset", sort=False):
-        means = group.groupby("method")["validation.recall@1"].mean()
-        table = against(group, "validation.recall@1", "two stages")
-        for method in ("random", "first stage", "two stages", "two stages, learned hash"):
-            fewer = 1 - (1 - means[method]) / (1 - means["random"])
-            lead = points(table.loc[method]) if method in table.index else ""
-            errors = "" if method == "random" else f"{fewer:+.0%}".replace("+", "")
-            rows.append([NAMES[name], method, f"{means[method]:.3f}", errors, lead])
-    header = "data | method | R@1 | fewer errors than random sets | two stages lead by, points"
-    return markdown(header, rows)
+def _warm(smooth: bool = False) -> dict[str, pd.DataFrame]:
+    """The runs of each data set from a trained encoder: those under InfoNCE, or all others."""
+    runs = finished("warm")
+    runs = runs[(runs["loss"] == "infonce") == smooth]
+    return {str(name): group for name, group in runs.groupby("dataset", sort=False)}
 
 
 def stages() -> str:
-    """From a trained encoder: random sets, BoN as published, two stages; the README's rows."""
-    runs, rows = finished("warm"), []
-    for name, group in runs.groupby("dataset", sort=False):
+    """From a trained encoder: random sets, BoN as published, two stages, the best of the others; the README's rows."""
+    rows = []
+    for name, group in _warm().items():
         means = group.groupby("method")["validation.recall@1"].mean()
+        others = means.drop(["random", "first stage", "two stages", "two stages, learned hash"])
+        own = against(group, "validation.recall@1", "two stages")
         fewer = 1 - (1 - means["two stages"]) / (1 - means["random"])
-        row = against(group, "validation.recall@1", "two stages").loc["random"]
         values = [f"{means[method]:.3f}" for method in ("random", "first stage", "two stages")]
-        rows.append([NAMES[name], *values, points(row), f"{fewer:.0%}"])
-    header = "data | random sets | BoN as published | two stages | two stages lead random by, points | fewer errors"
-    return markdown(header, rows)
+        best = f"{others.max():.3f} {others.idxmax()}"
+        rows.append([NAMES[name], *values, best, points(own.loc["random"]), f"{fewer:.0%}".replace("-", "\u2212")])
+    header = "data | random sets | BoN as published | two stages | best of the others"
+    return markdown(f"{header} | two stages lead random by, points | fewer errors than random", rows)
 
 
 def field() -> str:
-    """BoN sets against each opponent, after 600 steps on glyphs."""
-    runs = finished("rivals")
-    table = against(runs, "metrics.recall@1", "BoN sets + batch-hard")
+    """Every method from a trained encoder, best first, a table a data set."""
+    parts = []
+    for name, group in _warm().items():
+        table, costs = against(group, "validation.recall@1", "two stages"), cost_table(group)
+        means = group.groupby("method")[["validation.recall@1", "validation.map@r"]].mean()
+        rows = []
+        for method, (recall, precision) in means.sort_values("validation.recall@1", ascending=False).iterrows():
+            fewer = 1 - (1 - recall) / (1 - means.loc["random", "validation.recall@1"])
+            lead = points(table.loc[method]) if method in table.index else ""
+            label = f"**{method}**" if method in ("first stage", "two stages") else method
+            share = f"{costs.loc[method, 'miner_share']:.0%}"
+            rows.append([label, f"{recall:.3f}", f"{precision:.3f}", f"{fewer:.0%}", share, lead])
+        header = "method | R@1 | MAP@R | fewer errors than random | time spent on mining | two stages lead by, points"
+        parts.append(f"### {NAMES[name]}\n\n{markdown(header, rows)}")
+    return "\n\n".join(parts)
+
+
+def smooth() -> str:
+    """The same under InfoNCE."""
     rows = []
-    for name, of in sorted(runs.groupby("method"), key=lambda item: -item[1]["metrics.recall@1"].mean()):
-        means = [str(mean_interval(of[f"metrics.{metric}"].tolist())) for metric in ("recall@1", "map@r")]
-        lead = points(table.loc[name]) + f" (p = {table.loc[name, 'p']:.2g})" if name in table.index else ""
-        rows.append([f"**{name}**" if name.startswith("BoN") else name, *means, lead])
-    return markdown("method | R@1 | MAP@R | BoN sets lead by, points", rows)
-
-
-def identities() -> str:
-    """BoN sets against random sets on subsets of Hangul."""
-    table = leads_by(finished("identities"), "data.identities", "validation.recall@1")
-    rows = [[f"{count:,}", f"{row['random']:.3f}", f"{row['bag']:.3f}", points(row)] for count, row in table.iterrows()]
-    return markdown("training identities | random sets R@1 | BoN sets R@1 | lead, points", rows)
+    for name, group in _warm(smooth=True).items():
+        means = group.groupby("method")["validation.recall@1"].mean()
+        table = against(group, "validation.recall@1", "two stages")
+        values = [f"{means[method]:.3f}" for method in ("random", "first stage", "two stages")]
+        rows.append([NAMES[name], *values, *(points(table.loc[method]) for method in ("random", "first stage"))])
+    header = "data | random | first stage | two stages"
+    return markdown(f"{header} | two stages lead random by, points | and the first stage by", rows)
 
 
 def ablation(sweep: str, method: str) -> str:
@@ -187,7 +180,7 @@ def one_batch() -> str:
 
 def filled(text: str) -> str:
     """A page with what stands between its markers, ``<!-- name -->`` and ``<!-- end -->``, made anew."""
-    made = {"leads": f"\n{leads()}\n", "stages": f"\n{stages()}\n", "batch": one_batch()}
+    made = {"scratch": f"\n{scratch()}\n", "stages": f"\n{stages()}\n", "batch": one_batch()}
     for name, content in made.items():
         text = re.sub(
             rf"(<!-- {name} -->).*?(<!-- end -->)", lambda m, c=content: m[1] + c + m[2], text, flags=re.DOTALL

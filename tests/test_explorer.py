@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from bonlib.bag import BagOfNegatives
 from bonlib.study.experiment import Config, Experiment
-from bonlib.study.explorer import Explorer, Story, crowded_anchor, draw_view, look, over_time
+from bonlib.study.explorer import Dial, Explorer, Story, crowded_anchor, draw_view, draw_windows, look, over_time
 from bonlib.study.live import watch
 
 SMALL = {"identities": 60, "batch_size": 40, "steps": 30, "evaluate_every": 15, "bits": 5}
@@ -88,3 +89,25 @@ def test_what_cannot_be_looked_at_is_refused(story):
         look(empty, 0)
     with pytest.raises(ValueError, match="miner is 'random', which has no buckets"):
         Story(Experiment(Config(miner="random", form="set", **SMALL | {"bits": None})))
+
+
+def test_the_dial_shows_the_identities_of_its_window(story):
+    embeddings = story.moments[-1].embeddings.float()
+    bag = BagOfNegatives(story.dataset.labels, embeddings.shape[1], batch_size=8, per_class=2)
+    bag.fill(lambda ids: embeddings[ids])
+    figure = draw_windows(story.dataset, bag, 5, [(0, 3), (10, 12)])
+    assert sum(bool(ax.images) for ax in figure.axes) == (1 + 3) + (1 + 2)
+    shown = [np.asarray(ax.images[0].get_array()) for ax in figure.axes if ax.images]
+    pool = bag.candidates(5)
+    expected = [5, *(bag.samples_of(c)[0] for c in pool[:3]), 5, *(bag.samples_of(c)[0] for c in pool[10:12])]
+    for image, i in zip(shown, expected, strict=True):
+        assert (image == story.dataset.pixels([i])[0].squeeze()).all()
+    dial = Dial(story.dataset, bag, 5)
+    first = bytes(dial.image.value)
+    assert first.startswith(b"\x89PNG")
+    assert dial.window.value == bag.window
+    dial.window.value = (20, 30)
+    assert bytes(dial.image.value) != first
+    anchor = dial.anchor
+    dial.random.click()
+    assert dial.anchor != anchor

@@ -6,9 +6,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
+from bonlib.core.hashes import make_hasher
 from bonlib.core.paths import project_dir
 from bonlib.study import figures
 from bonlib.study.figures.style import INK, MINER_COLOURS, save_figure
@@ -46,15 +48,15 @@ def lines_by_label(ax):
 
 @pytest.mark.parametrize("x", ["images", "training_seconds"])
 def test_curves_are_means_over_seeds_in_the_miners_colour(history, x):
-    (ax,) = figures.compare(history, x).axes
+    (ax, *_) = figures.opponents(history, x, ["random sets + batch-hard", "BoN sets + batch-hard"]).axes
     lines = lines_by_label(ax)
     assert set(lines) == {"random sets + batch-hard", "BoN sets + batch-hard", "BoN triplets"}
     expected = history.query("miner == 'bag' and form == 'triplet'").groupby("step")[[x, "recall@1"]].mean()
     assert lines["BoN triplets"].get_xydata() == pytest.approx(expected.to_numpy())
     assert lines["BoN triplets"].get_color() == lines["BoN sets + batch-hard"].get_color() == MINER_COLOURS["bag"]
     assert lines["BoN triplets"].get_linestyle() != lines["BoN sets + batch-hard"].get_linestyle()
-    assert ax.get_xlabel()
-    assert ax.get_ylabel()
+    assert ax.figure.get_supxlabel()
+    assert ax.figure.get_supylabel()
 
 
 def test_final_scores_show_every_seed_best_method_on_top(history):
@@ -68,7 +70,7 @@ def test_final_scores_show_every_seed_best_method_on_top(history):
 
 def test_one_seed_has_no_interval(history):
     one = history.query("seed == 0")
-    (ax,) = figures.compare(one, "images").axes
+    (ax, *_) = figures.opponents(one, "images", ["random sets + batch-hard"]).axes
     assert not ax.collections
     (ax,) = figures.final_scores(one.query("step == 30").rename(columns={"recall@1": "metrics.recall@1"})).axes
     assert len(ax.get_lines()) == 3
@@ -92,7 +94,8 @@ def test_leads_and_costs_are_drawn_as_the_tables_say(history):
         **{f"seconds.{part}": 0.3 for part in ("draw", "data", "compute", "hash")},
     )
     table = against(runs, "recall@1", "BoN triplets")
-    (ax,) = figures.leads(table, "BoN triplets").axes
+    ax, other = figures.leads({"one": table, "another": table.iloc[:1]}, "BoN triplets").axes
+    assert (ax.get_title("left"), other.get_title("left")) == ("one", "another")
     assert [text.get_text() for text in ax.get_yticklabels()] == table.index.tolist()
     points = [line.get_xdata()[0] for line in ax.get_lines() if len(line.get_xdata()) == 1]
     assert points == pytest.approx((100 * table["lead"]).tolist())
@@ -177,12 +180,32 @@ def test_data_sets_stand_in_rows_with_both_miners_and_the_lead(leads_table):
     assert all(ax.get_xlabel() for ax in (values, lead))
 
 
-def test_the_lead_over_identities_has_its_interval_in_points(leads_table):
-    values, lead = figures.lead_over_identities(leads_table).axes
-    assert lines_by_label(values)["BoN sets"].get_xydata() == pytest.approx(np.array([[300, 0.48], [5000, 0.58]]))
-    ends = lead.collections[0].get_segments()
-    assert [sorted(segment[:, 1]) for segment in ends] == [pytest.approx([-3, -1]), pytest.approx([7, 9])]
-    assert all(ax.get_xscale() == "log" and ax.get_ylabel() for ax in (values, lead))
+def test_the_plane_shows_each_point_by_its_bucket_and_the_window_by_rank():
+    rng, hasher = np.random.default_rng(0), make_hasher("hyperplanes", 2, 2)
+    points = rng.normal(size=(30, 2))
+    hasher.partial_fit(torch.from_numpy(points))
+    figure = figures.buckets_in_the_plane(points, {"then": hasher, "now": hasher})
+    first = figure.axes[0]
+    drawn = {c.get_label(): len(c.get_offsets()) for c in first.collections if c.get_label()[0] != "_"}
+    codes = hasher.encode(torch.from_numpy(points)).numpy()
+    assert drawn == {f"{code:02b}": n for code, n in enumerate(np.bincount(codes, minlength=4))}
+    assert [ax.get_title("left") for ax in figure.axes] == ["then", "now"]
+    order = np.array([3, 1, 2])
+    (ax,) = figures.window_in_the_plane(points[:4], 0, order, (1, 3)).axes
+    ringed = next(c for c in ax.collections if c.get_label() == "the window").get_offsets()
+    assert np.asarray(ringed) == pytest.approx(points[[1, 2]])
+    assert [text.get_text() for text in ax.texts] == ["0", "1", "2"]
+
+
+def test_churn_is_the_mean_over_seeds_along_the_training():
+    rows = [
+        {"dataset": "parts", "loss": loss, "seed": seed, "step": step, "miner.churn": 0.5 + seed / 10}
+        for loss in ("a", "b") for seed in (0, 1) for step in (50, 100)
+    ]  # fmt: skip
+    (ax,) = figures.churn_over_training(pd.DataFrame(rows)).axes
+    assert set(lines_by_label(ax)) == {"parts, a, 100 steps", "parts, b, 100 steps"}
+    for line in lines_by_label(ax).values():
+        assert line.get_xydata() == pytest.approx(np.array([[0.5, 0.55], [1, 0.55]]))
 
 
 def test_retrievals_frame_the_query_and_cross_out_what_is_wrong():
@@ -218,7 +241,7 @@ def test_text_and_lines_stand_out_from_the_paper(history):
     shown = [
         cost_figures.batch_costs(batches, samplers.assign(milliseconds=1.0)),
         cost_figures.memory(pd.Series({"labels": 4.0, "class index": 8.0})),
-        figures.compare(history, "images"),
+        figures.opponents(history, "images", ["random sets + batch-hard"]),
         figures.final_scores(history.assign(**{"metrics.recall@1": 0.5, "metrics.map@r": 0.2})),
         figures.hash_over_training(
             pd.DataFrame({"step": [1, 2], "miner.bits": 5}).assign(

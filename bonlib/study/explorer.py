@@ -3,7 +3,7 @@
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 
 import base64
-import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bonlib.bag import BagOfNegatives
 from bonlib.core.kernels import UNSEEN
 from bonlib.datasets.labelled import LabelledSet
 from bonlib.study.analysis import bag_of, embed_all
 from bonlib.study.experiment import Experiment
-from bonlib.study.figures.images import show_image
+from bonlib.study.figures.images import image_grid, show_image
 from bonlib.study.figures.style import INK, MINER_COLOURS, MUTED, use_style
+from bonlib.study.sheet import picture, png
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -257,7 +259,9 @@ class Explorer:
         return [widgets.HTML(f"<i>{title}</i>"), widgets.HBox(buttons or empty, layout={"flex_flow": "row wrap"})]
 
     def _rule(self, sample: int) -> str:
-        picture = f"url(data:image/png;base64,{_png(self._story.dataset.pixels([sample])[0])})"
+        picture = (
+            f"url(data:image/png;base64,{base64.b64encode(png(self._story.dataset.pixels([sample])[0])).decode()})"
+        )
         return f".bonlib-{sample}{{background:{picture} center/contain no-repeat !important}}"
 
     def _find(self, name: str) -> None:
@@ -266,6 +270,56 @@ class Explorer:
         if name in names:
             members = np.flatnonzero(self._story.dataset.labels.numpy() == names.index(name))
             self.show(int(self._rng.choice(members)))
+
+
+def draw_windows(dataset: LabelledSet, bag: BagOfNegatives, anchor: int, windows: Iterable[tuple[int, int]]) -> Figure:
+    """The identities that windows of ranks draw from, a row a window: the anchor, then one sample of each by rank.
+
+    Args:
+        dataset: what the bag is over.
+        bag: of two stages.
+        anchor: dataset index.
+        windows: first rank, and the one after the last.
+    """
+    pool = bag.candidates(anchor)
+    rows = [np.r_[anchor, [bag.samples_of(c)[0] for c in pool[first:last]]].astype(np.int64) for first, last in windows]
+    names = [f"ranks {first} to {last - 1}" for first, last in windows]
+    return image_grid([dataset.pixels(row) for row in rows], names, f"the anchor, and of its pool of {len(pool)}")
+
+
+class Dial:
+    """The dial of hardness to move: which identities a window of ranks draws from, for an anchor.
+
+    Args:
+        dataset: what the bag is over.
+        bag: of two stages, filled.
+        anchor: dataset index to begin with.
+
+    Attributes:
+        window: the slider.
+        box: the widget to display.
+    """
+
+    def __init__(self, dataset: LabelledSet, bag: BagOfNegatives, anchor: int) -> None:
+        import ipywidgets as widgets
+
+        self._dataset, self._bag, self.anchor, self._rng = dataset, bag, anchor, np.random.default_rng(0)
+        self.window = widgets.IntRangeSlider(
+            value=bag.window, min=0, max=bag.pool, description="window", continuous_update=False
+        )
+        self.random = widgets.Button(description="random anchor", icon="random")
+        self.image = widgets.Image(format="png", layout={"max_width": "100%"})
+        self.box: VBox = widgets.VBox([widgets.HBox([self.window, self.random]), self.image])
+        self.window.observe(lambda change: self.show(), "value")
+        self.random.on_click(lambda button: self.show(int(self._rng.integers(0, len(dataset)))))
+        self.show()
+
+    def show(self, anchor: int | None = None) -> None:
+        """Show an anchor, by default the same as before, in the window that the slider tells."""
+        self.anchor = self.anchor if anchor is None else anchor
+        figure = draw_windows(self._dataset, self._bag, self.anchor, [self.window.value])
+        self.image.value = picture(figure)
+        plt.close(figure)
 
 
 def _title(view: View) -> str:
@@ -278,13 +332,3 @@ def _title(view: View) -> str:
 def _names(dataset: LabelledSet) -> list[str]:
     """The class name of each sample."""
     return [dataset.class_names[label] for label in dataset.labels.tolist()]
-
-
-def _png(image: NDArray[np.uint8]) -> str:
-    """An image ``(channels, height, width)`` as base64 of a PNG; grey ones dark where the value is high."""
-    from PIL import Image
-
-    pixels = image.transpose(1, 2, 0) if len(image) == 3 else 255 - image[0]
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
-    return base64.b64encode(buffer.getvalue()).decode()

@@ -59,15 +59,18 @@ def rows_of(table: "pd.DataFrame", dataset: LabelledSet) -> str:
     for name in shown.select_dtypes(exclude="number"):
         shown[name] = [html.escape(str(value)) for value in shown[name]]
     if not hasattr(dataset, "strings"):
-        shown.insert(0, "images", ["".join(map(_thumbnail, dataset.pixels(row), row)) for row in ids])
+        shown.insert(
+            0,
+            "images",
+            ["".join(map(image_tag, map(png, dataset.pixels(row)), map("sample {}".format, row))) for row in ids],
+        )
     return shown.to_html(index=False, escape=False, border=0)
 
 
-def _thumbnail(image: NDArray[Any], i: int) -> str:
+def png(image: NDArray[Any]) -> bytes:
     """An image as :meth:`~bonlib.datasets.labelled.LabelledSet.pixels` gives it; one channel is dark where high."""
     image = np.asarray(image)
     colour = image.ndim == 3 and len(image) == 3
-    drawn = Image.fromarray(image.transpose(1, 2, 0) if colour else 255 - image.squeeze())
     content = io.BytesIO()
-    drawn.save(content, "png")
-    return image_tag(content.getvalue(), f"sample {i}")
+    Image.fromarray(image.transpose(1, 2, 0) if colour else 255 - image.squeeze()).save(content, "png")
+    return content.getvalue()

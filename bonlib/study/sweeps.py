@@ -27,7 +27,7 @@ from bonlib.study.statistics import mean_interval
 TRAINING_NOTEBOOK = "04_training"
 PRESETS = {
     "quick": ("quick",),
-    "full": ("main", "tune", "rivals", "ablation_triplets", "ablation_sets", "ablation_hash", "ablation_ranks"),
+    "full": ("stages", "warm", "large", "ablation_triplets", "ablation_sets", "ablation_hash", "ablation_ranks"),
 }
 
 
@@ -78,13 +78,12 @@ def on_dataset(configs: Iterable[Config], dataset: str, root: str | None = None)
 
 def page_parameters(sweep: str, dataset: str | None = None, root: str | None = None) -> dict[str, dict[str, Any]]:
     """What the notebooks of a preset are executed with: its first sweep, and the data set where one is chosen."""
+    records = {"00_start_here": {"sweep": sweep, "dataset": dataset or "glyphs"}}
+    records |= {"01_hard_negatives": {"sweep": sweep}, "06_comparison": {"sweep": sweep}}
     if dataset is None:
-        return {name: {"sweep": sweep} for name in ("00_start_here", "01_hard_negatives", "06_comparison")}
+        return records
     source = {"dataset": dataset, "root": str(Path(root).expanduser().resolve()) if root else ""}
-    records = {"06_comparison": {"dataset": dataset, "sweep": sweep, "rivals": sweep}}
-    return records | dict.fromkeys(("02_hashing", "03_buckets", "04_training"), source) | {
-        "08_across_datasets": {"sweep": sweep}
-    }  # fmt: skip
+    return records | dict.fromkeys(("02_hashing", "03_buckets", "04_training"), source)
 
 
 def run_tasks(configs: Iterable[Config], sweep: str, *, notebooks: bool = True) -> list[Task]:
@@ -97,7 +96,7 @@ def _run_task(config: Config, sweep: str, notebooks: bool) -> Task:
     name = run_path(settings, sweep).stem
     if notebooks:
         output = _build() / "runs" / sweep / f"{name}.ipynb"
-        named = ("dataset", "miner", "form", "loss", "steps", "seed", "bits", "device")
+        named = ("dataset", "miner", "form", "steps", "seed")
         others = {key: value for key, value in settings.items() if key not in named}
         chosen = {key: settings[key] for key in named} | {"sweep": sweep, "options": others}
         command = _papermill(TRAINING_NOTEBOOK, output, chosen)
@@ -237,30 +236,6 @@ def _build() -> Path:
     return _root() / "build"
 
 
-def best_trials(sweep: str) -> list[dict[str, Any]]:
-    """The best trial of each method of a tuning sweep, by validation R@1 at its last step, in the order of the file.
-
-    Returns:
-        The settings of each method as the file gives them.
-
-    Raises:
-        ValueError: if a trial has no record.
-    """
-    import yaml
-
-    file = _sweep_file(sweep)
-    content = yaml.safe_load(file.read_text())
-    best: dict[str, tuple[float, dict[str, Any]]] = {}
-    for method, config in zip(content["methods"], read_sweep(file), strict=True):
-        record = find_run(asdict(config), sweep)
-        if record is None:
-            raise ValueError(f"{method} has no record in the sweep {sweep!r}; run it: --sweep {sweep} --no-notebooks.")
-        score = record["history"][-1]["recall@1"]
-        if score > best.get(config.name, (-1.0,))[0]:
-            best[config.name] = (score, method)
-    return [method for _, method in best.values()]
-
-
 def _sweep_file(sweep: str) -> Path:
     file = _root() / "notebooks" / "sweeps" / f"{sweep}.yaml"
     if not file.is_file():
@@ -299,12 +274,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4), help="processes at once")
     parser.add_argument("--fresh", action="store_true", help="do again what is already done")
     parser.add_argument("--no-notebooks", action="store_true", help="runs without papermill, and no site")
-    parser.add_argument("--choose", metavar="SWEEP", help="print the best trial of each method of this sweep, as YAML")
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         parser.error(f"--jobs is {options.jobs}; give at least 1.")
-    if options.choose:
-        print(*(f"  - {json.dumps(method, ensure_ascii=False)}" for method in best_trials(options.choose)), sep="\n")
         return 0
     # Of another data set only the first sweep is shown on a page.
     sweeps = options.sweep or list(PRESETS[options.preset][: 1 if options.dataset else None])
@@ -331,7 +303,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     pages: list[Task] = []
     if not (options.no_notebooks or options.sweep):
-        chosen = page_parameters(sweeps[0], options.dataset, options.root)
+        own = options.preset == "quick" or options.dataset  # else the notebooks' own are right
+        chosen = page_parameters(sweeps[0], options.dataset, options.root) if own else {}
         # New records make the pages that read them stale.
         pages = notebook_tasks(options.preset, chosen, fresh=options.fresh or bool(runs))
     failed = []

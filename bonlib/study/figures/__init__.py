@@ -3,15 +3,17 @@
 from bonlib.study.figures.codes import (
     bit_balance,
     bits_compared,
+    churn_over_training,
     embedding_map,
     hash_over_training,
     occupancy,
     same_bucket,
 )
-from bonlib.study.figures.comparison import compare, costs, final_scores, hashes, leads, opponents, over
-from bonlib.study.figures.datasets import across, curves_by_dataset, lead_over_identities, recall_over_gallery
+from bonlib.study.figures.comparison import costs, final_scores, hashes, leads, opponents, over
+from bonlib.study.figures.datasets import across, curves_by_dataset, recall_over_gallery
 from bonlib.study.figures.images import image_grid, retrievals, show_image
 from bonlib.study.figures.negatives import active_over_training, distances_to_negatives, zero_loss
+from bonlib.study.figures.plane import buckets_in_the_plane, window_in_the_plane
 from bonlib.study.figures.run import seconds_by_part, training_curves
 from bonlib.study.figures.style import save_figure, use_style
 
@@ -22,7 +24,8 @@ __all__ = [
     "active_over_training",
     "bit_balance",
     "bits_compared",
-    "compare",
+    "buckets_in_the_plane",
+    "churn_over_training",
     "costs",
     "curves_by_dataset",
     "distances_to_negatives",
@@ -31,7 +34,6 @@ __all__ = [
     "hash_over_training",
     "hashes",
     "image_grid",
-    "lead_over_identities",
     "leads",
     "occupancy",
     "opponents",
@@ -43,5 +45,6 @@ __all__ = [
     "seconds_by_part",
     "show_image",
     "training_curves",
+    "window_in_the_plane",
     "zero_loss",
 ]

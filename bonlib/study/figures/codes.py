@@ -1,7 +1,7 @@
 """Codes and buckets: entropy, balance, who shares a bucket, how full buckets are."""
 # pandas is typed more loosely than it behaves:
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-# pyright: reportCallIssue=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,23 @@ def hash_over_training(history: "pd.DataFrame") -> Figure:
         ax.yaxis.set_major_formatter(PercentFormatter(1))
     for ax in axes:
         ax.set_xlabel("step")
+    return figure
+
+
+def churn_over_training(history: "pd.DataFrame") -> Figure:
+    """Share of codes that have changed when they are seen again, a line a data set and loss, mean over seeds."""
+    figure, ax = plt.subplots(figsize=(6.4, 3.0))
+    colours = (MINER_COLOURS["bag"], MINER_COLOURS["random"], *ACCENTS)
+    seen = history.dropna(subset=["miner.churn"])
+    for ((dataset, loss), of), colour in zip(seen.groupby(["dataset", "loss"]), colours, strict=False):
+        line = of.groupby("step")["miner.churn"].mean()
+        ax.plot(
+            line.index / line.index.max(), line, color=colour, label=f"{dataset}, {loss}, {line.index.max():,} steps"
+        )
+    ax.set(xlabel="part of the training", ylabel="codes that change", ylim=(0, 1.03))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1))
+    ax.legend(fontsize=8)
     return figure
 
 

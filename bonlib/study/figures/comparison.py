@@ -3,7 +3,7 @@
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportIndexIssue=false
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -19,22 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _AXES = {"images": "training images seen", "training_seconds": "training seconds, evaluation left out"}
-
-
-def compare(history: "pd.DataFrame", x: str, metric: str = "recall@1") -> Figure:
-    """A validation metric of all methods against images seen or seconds: mean over seeds, shaded 95 % interval.
-
-    Args:
-        history: as :func:`~bonlib.study.records.load_history` gives it.
-        x: ``"images"`` or ``"training_seconds"``.
-        metric: column to draw.
-    """
-    figure, ax = plt.subplots(figsize=(6.8, 4.0))
-    for name, runs in history.groupby("method", sort=False):
-        _band(ax, runs, x, metric, str(name))
-    ax.set(xlabel=_AXES.get(x, x), ylabel=f"{metric}, validation classes")
-    ax.legend(loc="lower right")
-    return figure
 
 
 def opponents(history: "pd.DataFrame", x: str, references: Sequence[str], metric: str = "recall@1") -> Figure:
@@ -107,23 +91,28 @@ def final_scores(runs: "pd.DataFrame", metric: str = "metrics.recall@1") -> Figu
     return figure
 
 
-def leads(table: "pd.DataFrame", method: str) -> Figure:
+def leads(tables: "Mapping[str, pd.DataFrame]", method: str) -> Figure:
     """What a method is ahead of each other one, with its 95 % interval; to the right of zero it is ahead.
 
     Args:
-        table: as :func:`~bonlib.study.statistics.against` gives it.
+        tables: as :func:`~bonlib.study.statistics.against` gives them, by the title of their panel.
         method: its name.
     """
-    figure, ax = plt.subplots(figsize=(6.8, 0.34 * len(table) + 1.1))
+    most = max(map(len, tables.values()))
+    figure, axes = plt.subplots(1, len(tables), figsize=(2.4 + 2.9 * len(tables), 0.34 * most + 1.2), squeeze=False)
     colours = {"ahead": MINER_COLOURS["bag"], "level": MUTED, "behind": INK}
     markers = {"ahead": ">", "level": "o", "behind": "<"}
-    for y, (_, row) in enumerate(table.iterrows()):
-        colour, marker = colours.get(row["verdict"], MUTED), markers.get(row["verdict"], "o")
-        ax.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, linewidth=2)
-        ax.plot(100 * row["lead"], y, marker, color=colour, markersize=7)
-    ax.axvline(0, color=INK, linewidth=1)
-    ax.set(yticks=range(len(table)), ylim=(len(table) - 0.4, -0.6), xlabel=f"points by which {method} leads")
-    ax.set_yticklabels(table.index)
+    others = list(dict.fromkeys(name for table in tables.values() for name in table.index))
+    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
+        for name, row in table.iterrows():
+            y, colour = others.index(name), colours.get(row["verdict"], MUTED)
+            ax.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, linewidth=2)
+            ax.plot(100 * row["lead"], y, markers.get(row["verdict"], "o"), color=colour, markersize=7)
+        ax.axvline(0, color=INK, linewidth=1)
+        reach = 100 * table["lead"].abs().max()
+        ax.set(title=title, ylim=(len(others) - 0.4, -0.6), xlim=(-1.8 * reach, 1.8 * reach), yticks=range(len(others)))
+        ax.set_yticklabels(others if ax is axes[0, 0] else [])
+    figure.supxlabel(f"points by which {method} leads; 95 % intervals, cut where they are wide", fontsize=10)
     return figure
 
 

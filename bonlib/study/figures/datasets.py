@@ -3,7 +3,7 @@
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportIndexIssue=false
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -96,30 +96,4 @@ def recall_over_gallery(table: "pd.DataFrame") -> Figure:
         ax.set(xscale="log", xlabel="samples in the gallery", title=name)
     axes[0, 0].set_ylabel("R@1, unseen classes")
     axes[0, -1].legend(fontsize=8)
-    return figure
-
-
-def lead_over_identities(table: "pd.DataFrame", miner: str = "bag", baseline: str = "random") -> Figure:
-    """What two miners reach against the number of training identities, and the lead with its 95 % interval.
-
-    Args:
-        table: as :func:`~bonlib.study.statistics.leads_by` gives it.
-        miner: whose lead it is.
-        baseline: over which miner.
-    """
-    figure, (values, lead) = plt.subplots(1, 2, figsize=(9.2, 3.5))
-    for name, marker in ((baseline, "s"), (miner, "o")):
-        label = method_name(name, "set")
-        values.plot(table["identities"], table[name], marker=marker, color=MINER_COLOURS[name], label=label)
-    values.set(ylabel="R@1, unseen classes")
-    values.legend(loc="lower right")
-    low, high = (100 * (table["lead"] - table["low"]), 100 * (table["high"] - table["lead"]))
-    style: dict[str, Any] = {"color": MINER_COLOURS[miner], "marker": "o", "capsize": 3}
-    lead.errorbar(table["identities"], 100 * table["lead"], yerr=[low, high], **style)
-    lead.axhline(0, color=INK, linewidth=1)
-    lead.set(ylabel="lead, points of R@1")
-    for ax in (values, lead):
-        ax.set(xscale="log", xlabel="training identities", xticks=table["identities"])
-        ax.set_xticklabels([f"{count:,}" for count in table["identities"]])
-        ax.minorticks_off()
     return figure
