@@ -27,7 +27,8 @@ def test_the_readme_is_short():
 
 def test_every_number_of_a_table_in_the_readme_comes_from_the_records():
     assert tables.filled(README) == README, "python docs/tables.py writes it anew"
-    assert tables.leads() in README
+    assert tables.scratch() in README
+    assert tables.stages() in README
     assert tables.one_batch() in README
 
 
@@ -75,6 +76,12 @@ def test_a_hash_and_a_miner_of_ones_own_work_as_the_page_shows_them():
         again.load_state_dict(sampler.state_dict())
         assert list(again) == list(sampler)
     assert bag.stats()["entropy_bits"] > 3
+
+
+def test_what_the_page_of_loops_says_of_new_identities_and_wrong_labels_runs():
+    assert len(blocks("loop.md")) == 2
+    for code in blocks("loop.md"):
+        exec(code, {})
 
 
 def test_links_of_readme_and_docs_lead_somewhere():

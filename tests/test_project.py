@@ -26,6 +26,7 @@ FLOORS = {
     "bag": 1,
     "miners": 2,
     "integrations": 2,
+    "lookalikes": 2,
     "training": 3,
     "study": 4,
     "__init__": 5,
