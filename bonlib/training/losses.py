@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bonlib.core.checks import needs_extra, real_number
 from bonlib.core.layout import Form
 from bonlib.core.tuples import IndexTuple, active_share
+from bonlib.training.sampled_softmax import SampledSoftmax
 
 Margins = Callable[[Tensor, Tensor], Tensor]
 
@@ -55,6 +56,11 @@ def _recipes() -> dict[str, _Recipe]:
     def cosface(margin: float, dim: int, num_classes: int, scale: int = 64) -> nn.Module:
         return losses.CosFaceLoss(num_classes, dim, margin=margin, scale=scale)
 
+    def sampled_softmax(
+        margin: float, dim: int, num_classes: int, share: float = 0.1, near: int = 4, scale: float = 16, seed: int = 0
+    ) -> nn.Module:
+        return SampledSoftmax(num_classes, dim, share=share, near=near, margin=margin, scale=scale, seed=seed)
+
     def proxy_anchor(margin: float, dim: int, num_classes: int, alpha: int = 32) -> nn.Module:
         return losses.ProxyAnchorLoss(num_classes, dim, margin=margin, alpha=alpha)
 
@@ -76,6 +82,7 @@ def _recipes() -> dict[str, _Recipe]:
         "distance-weighted": _Recipe(margin_loss, lambda _: miners.DistanceWeightedMiner(0.5, 1.4)),
         "cross-batch-memory": _Recipe(cross_batch, margin=1.0),
         "cosface": _Recipe(cosface, margin=0.35),
+        "sampled-softmax": _Recipe(sampled_softmax, margin=0.35),
         "proxy-anchor": _Recipe(proxy_anchor, margin=0.1),
         "hierarchical": _Recipe(lambda _, margins: HierarchicalTripletLoss(margins), forms=("set", "triplet")),
     }
@@ -196,12 +203,15 @@ def make_loss(
             temperature, and a positive pair stands against all negatives of its anchor), margin, and the same with
             distance-weighted mining inside the batch (Wu 2017); cross-batch-memory, contrastive against a queue of
             past embeddings (Wang 2020); without mining, cosface (Wang 2018) and proxy-anchor (Kim 2020), whose
-            memory is a vector a class; hierarchical (Ge 2018), with margins from its miner.
+            memory is a vector a class, and sampled-softmax, cosface over few of the classes
+            (:class:`~bonlib.training.sampled_softmax.SampledSoftmax`); hierarchical (Ge 2018), with margins from its
+            miner.
         form: form of the batches, ``"set"``, ``"triplet"`` or ``"pair"``.
         margin: the loss's margin; by default the one that is usual for it.
         seed: of the loss's own weights, where it has any.
         **options: what the loss needs of ``dim``, ``num_classes`` and ``margins`` is taken, and the loss's own:
-            ``memory_size`` of cross-batch-memory, ``scale`` of cosface, ``alpha`` of proxy-anchor.
+            ``memory_size`` of cross-batch-memory, ``scale`` of cosface and sampled-softmax, ``share`` and ``near`` of
+            the latter, ``alpha`` of proxy-anchor.
 
     Raises:
         ValueError: if there is no such loss, it does not take batches of that form, or an option is missing or unknown.
@@ -219,6 +229,7 @@ def make_loss(
     margin = recipe.margin if margin is None else real_number("margin", margin, 0)
     takes = inspect.signature(recipe.loss).parameters
     given = {key: value for key, value in options.items() if key in takes}
+    given |= {"seed": seed} if "seed" in takes else {}
     missing = [key for key, value in list(takes.items())[1:] if value.default is value.empty and given.get(key) is None]
     if unknown := set(options) - set(given) - {"dim", "num_classes", "margins"}:
         raise ValueError(f"loss {name!r} has no option {sorted(unknown)}; it has {list(takes)[1:]}.")

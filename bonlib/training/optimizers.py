@@ -18,19 +18,20 @@ def make_optimizer(encoder: nn.Module, loss: nn.Module, lr: float, loss_lr: floa
 
     Source: Kingma, Ba, "Adam", ICLR 2015; ``torch.optim.SparseAdam`` moves the rows that took part alone.
     """
-    sparse = [
-        module.weight
-        for module in encoder.modules()
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
-    ]
-    known = set(map(id, sparse))
-    groups: list[dict[str, Any]] = [{"params": [p for p in encoder.parameters() if id(p) not in known]}]
-    if own := list(loss.parameters()):
-        groups.append({"params": own, "lr": lr if loss_lr is None else loss_lr})
-    dense = torch.optim.Adam(groups, lr=lr)
+    dense: list[dict[str, Any]] = []
+    sparse: list[dict[str, Any]] = []
+    for module, rate in ((encoder, lr), (loss, lr if loss_lr is None else loss_lr)):
+        known = {id(part.weight) for part in module.modules() if _is_sparse(part)}
+        for groups, wanted in ((dense, False), (sparse, True)):
+            if own := [p for p in module.parameters() if (id(p) in known) == wanted]:
+                groups.append({"params": own, "lr": rate})
     if not sparse:
-        return dense
-    return AdamOfBothKinds(dense, torch.optim.SparseAdam(sparse, lr=lr))
+        return torch.optim.Adam(dense, lr=lr)
+    return AdamOfBothKinds(torch.optim.Adam(dense, lr=lr), torch.optim.SparseAdam(sparse, lr=lr))
+
+
+def _is_sparse(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
 
 
 class AdamOfBothKinds(torch.optim.Optimizer):

@@ -1,0 +1,141 @@
+"""Classification over very many classes: a softmax over those of a batch, those near it, and a few random ones."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bonlib.bag import BagOfNegatives
+from bonlib.core.checks import check_indices, own_state, real_number, whole_number
+from bonlib.core.layout import Ids
+from bonlib.core.tuples import IndexTuple
+from bonlib.lookalikes import nearest_identities
+
+_AT_ONCE = 4096  # centres that are hashed together at the start
+
+
+class SampledSoftmax(nn.Module):
+    """CosFace over few of many class centres: those of the batch, those in the buckets around it, and random ones.
+
+    The random ones stand for all classes that are left out: their share of the softmax is multiplied by the number of
+    classes that each stands for, so that the sum over all classes is met in expectation. With ``near=0`` all others are
+    random, as Partial FC draws them; with ``share=1`` it is CosFace over all classes. Centres are hashed as identities
+    are; those that the optimiser moved are corrected before the next batch. Gradients of the centres are sparse: give
+    them to ``torch.optim.SparseAdam``, or to :func:`~bonlib.training.loop.fit`, which does so.
+
+    Args:
+        num_classes: number of classes; labels are ``0 .. num_classes - 1``.
+        dim: width of the embeddings.
+        share: of the classes that a batch is compared with, above 0 to 1, the near ones counted.
+        near: centres near each sample that take part; 0 for none.
+        margin: that the cosine with the own centre has to make up for.
+        scale: that cosines are multiplied by.
+        seed: of the centres, the hash, and the random classes.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source: the softmax over a sample of centres is Partial FC (An et al., "Partial FC: training 10 million identities
+    on a single machine", ICCV workshops 2021), the margin CosFace (Wang et al., CVPR 2018), the weight of the random
+    classes Bengio, Senécal (2008). Near classes from a bag are ours.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        share: float = 0.1,
+        near: int = 4,
+        margin: float = 0.35,
+        scale: float = 16.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.dim = whole_number("num_classes", num_classes, 2), whole_number("dim", dim, 1)
+        self.share, self.near = real_number("share", share, 0, 1), whole_number("near", near, 0, 64)
+        if not self.share:
+            raise ValueError("share is 0; give the part of the classes that a batch is compared with, such as 0.1.")
+        self.margin, self.scale = real_number("margin", margin, 0), real_number("scale", scale, 0)
+        generator = torch.Generator().manual_seed(whole_number("seed", seed, 0))
+        weights = nn.functional.normalize(torch.randn(num_classes, dim, generator=generator))
+        self.centres = nn.Embedding(num_classes, dim, sparse=True, _weight=weights)
+        self._rng = np.random.default_rng([seed, 2])
+        self._moved: Ids = np.empty(0, dtype=np.int64)  # classes whose centres the optimiser may have moved
+        self.bag = None
+        if self.near:
+            self.bag = BagOfNegatives(
+                np.arange(num_classes), dim, form="triplet", batch_size=3, momentum=0.0, seed=seed
+            )
+            for part in np.array_split(np.arange(num_classes), -(-num_classes // _AT_ONCE)):
+                self.bag.update(part, weights[part])
+
+    def forward(self, embeddings: Tensor, labels: Tensor, _: IndexTuple | None = None) -> Tensor:
+        """Mean loss of a batch: embeddings ``(batch, dim)``, labels ``(batch,)`` to a scalar."""
+        rows = nn.functional.normalize(embeddings)
+        classes = check_indices("labels", labels, self.num_classes)
+        certain, own = self._certain(rows.detach(), classes)
+        random = self._random(certain)
+        ids = torch.from_numpy(np.concatenate([certain, random])).to(rows.device)
+        logits = rows @ nn.functional.normalize(self.centres(ids)).T  # (batch, classes)
+        place = torch.from_numpy(own).to(rows.device)
+        logits = self.scale * (logits - self.margin * nn.functional.one_hot(place, len(ids)))
+        if len(random):
+            stands_for = (self.num_classes - len(certain)) / len(random)
+            logits = logits + torch.cat(
+                [logits.new_zeros(len(certain)), logits.new_full((len(random),), math.log(stands_for))]
+            )
+        if self.training:
+            self._moved = np.union1d(self._moved, ids.cpu().numpy())
+        return nn.functional.cross_entropy(logits, place)
+
+    def _certain(self, rows: Tensor, classes: Ids) -> tuple[Ids, Ids]:
+        """The classes that take part for sure, sorted, and the place of each sample's own among them."""
+        found = classes
+        if self.bag is not None:
+            if len(self._moved):
+                weights = self.centres.weight[torch.from_numpy(self._moved).to(rows.device)].detach()
+                self.bag.correct(self._moved, nn.functional.normalize(weights).cpu())
+                self._moved = np.empty(0, dtype=np.int64)
+            near, _ = nearest_identities(self.bag, rows, self.near, without=classes)
+            found = np.concatenate([classes, near[near >= 0]])
+        certain = np.unique(found)
+        return certain, np.searchsorted(certain, classes)
+
+    def _random(self, certain: Ids) -> Ids:
+        """Other classes, each at most once, as many as the share leaves room for."""
+        wanted = min(round(self.share * self.num_classes), self.num_classes) - len(certain)
+        left = self.num_classes - len(certain)
+        if wanted <= 0:
+            return np.empty(0, dtype=np.int64)
+        if wanted * 4 > left:
+            others = np.setdiff1d(np.arange(self.num_classes), certain, assume_unique=True)
+            return others if wanted >= left else self._rng.choice(others, wanted, replace=False)
+        drawn: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        while len(drawn) < wanted:  # a few rounds: three quarters of the classes are free
+            more = np.setdiff1d(self._rng.integers(0, self.num_classes, wanted), certain)
+            drawn = np.union1d(drawn, more)
+        return self._rng.permutation(drawn)[:wanted]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the next batch depends on beside the centres."""
+        bag = {} if self.bag is None else {"bag": self.bag.state_dict()}
+        return bag | {"rng": self._rng.bit_generator.state, "moved": torch.from_numpy(self._moved.copy())}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take over a state.
+
+        Raises:
+            ValueError: if it is of another loss, or damaged; nothing is changed then.
+        """
+        own_state(state, "a sampled softmax", ("rng", "moved") if self.bag is None else ("rng", "moved", "bag"))
+        moved = check_indices("moved", state["moved"], self.num_classes)
+        rng = np.random.default_rng()
+        rng.bit_generator.state = state["rng"]
+        if self.bag is not None:
+            self.bag.load_state_dict(state["bag"])
+        self._rng, self._moved = rng, moved

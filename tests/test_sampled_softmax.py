@@ -1,0 +1,122 @@
+"""A softmax over few classes: against CosFace over all, the sum that it stands for, and what was near by search."""
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning.losses import CosFaceLoss
+
+from bonlib.training.losses import make_loss
+from bonlib.training.optimizers import AdamOfBothKinds, make_optimizer
+from bonlib.training.sampled_softmax import SampledSoftmax
+
+CLASSES, DIM = 400, 16
+
+
+def batch(seed=0, size=24):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.nn.functional.normalize(torch.randn(size, DIM, generator=generator))
+    return rows.requires_grad_(), torch.randint(0, CLASSES, (size,), generator=generator)
+
+
+@pytest.mark.parametrize("near", [0, 5])
+def test_over_all_classes_it_is_cosface(near):
+    rows, labels = batch()
+    loss = SampledSoftmax(CLASSES, DIM, share=1, near=near, margin=0.2, scale=10)
+    theirs = CosFaceLoss(CLASSES, DIM, margin=0.2, scale=10)
+    theirs.W.data = loss.centres.weight.detach().T.clone()
+    value, expected = loss(rows, labels), theirs(rows, labels)
+    assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    (gradient,) = torch.autograd.grad(value, rows)
+    (other,) = torch.autograd.grad(expected, rows)
+    # The library normalises no more than we do, and both take embeddings of length one.
+    assert torch.allclose(gradient, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("near", [0, 6])
+def test_the_classes_left_out_are_stood_for_in_the_sum(near):
+    rows, labels = batch(1, size=4)
+    loss = SampledSoftmax(CLASSES, DIM, share=0.2, near=near, margin=0.0, scale=4)
+    cosines = rows.detach() @ torch.nn.functional.normalize(loss.centres.weight.detach()).T
+    whole = (4 * cosines).exp().sum(dim=1)
+    own = 4 * cosines.gather(1, labels[:, None])[:, 0]
+    sums = []
+    for _ in range(400):
+        each = [loss(rows.detach()[i : i + 1], labels[i : i + 1]).detach() for i in range(4)]
+        sums.append((torch.stack(each) + own).exp())
+    mean, error = torch.stack(sums).mean(dim=0), torch.stack(sums).std(dim=0) / 20
+    assert ((mean - whole).abs() < 4 * error).all()
+
+
+def test_the_nearest_centres_take_part_and_follow_the_optimiser():
+    rows, labels = batch(2)
+    loss = SampledSoftmax(CLASSES, DIM, share=0.5, near=3, seed=1)
+    loss.bag = type(loss.bag)(np.arange(CLASSES), DIM, form="triplet", batch_size=3, momentum=0.0, bits=1, pool=400)
+    loss.bag.update(np.arange(CLASSES), torch.nn.functional.normalize(loss.centres.weight.detach()))
+    optimizer = torch.optim.SparseAdam(loss.parameters(), lr=0.5)
+    for _ in range(3):
+        centres = torch.nn.functional.normalize(loss.centres.weight.detach())
+        distances = torch.cdist(rows.detach(), centres)
+        distances[torch.arange(len(rows)), labels] = torch.inf
+        expected = set(labels.tolist()) | set(distances.topk(3, largest=False).indices.flatten().tolist())
+        certain, own = loss._certain(rows.detach(), labels.numpy())
+        assert len(expected - set(certain.tolist())) <= 0.1 * len(expected)  # sketches are rounded to eight bits
+        assert (certain[own] == labels.numpy()).all()
+        optimizer.zero_grad()
+        loss(rows, labels).backward()
+        moved = loss.centres.weight.grad.coalesce().indices()[0]
+        assert len(moved) == 200
+        assert set(certain.tolist()) <= set(moved.tolist())
+        optimizer.step()
+
+
+def test_a_saved_state_goes_on_with_the_same_numbers():
+    first, second = (SampledSoftmax(CLASSES, DIM, share=0.1, seed=3) for _ in range(2))
+    optimizers = [torch.optim.SparseAdam(loss.parameters(), lr=0.1) for loss in (first, second)]
+
+    def step(loss, optimizer, seed):
+        optimizer.zero_grad()
+        value = loss(*batch(seed))
+        value.backward()
+        optimizer.step()
+        return float(value.detach())
+
+    for seed in range(3):
+        step(first, optimizers[0], seed)
+    second.load_state_dict(first.state_dict())
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    assert [step(first, optimizers[0], s) for s in (5, 6)] == [step(second, optimizers[1], s) for s in (5, 6)]
+
+
+def test_fit_gives_centres_their_sparse_optimiser():
+    loss = make_loss("sampled-softmax", dim=DIM, num_classes=CLASSES, share=0.05, seed=5)
+    optimizer = make_optimizer(torch.nn.Linear(DIM, DIM), loss, 0.01, 0.1)
+    assert isinstance(optimizer, AdamOfBothKinds)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.1]
+    rows, labels = batch(6)
+    values = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        value, _ = loss(rows, labels)
+        value.backward()
+        optimizer.step()
+        values.append(float(value.detach()))
+    assert values[-1] < values[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"share": 0}, "share is 0"),
+        ({"share": 1.5}, "share is 1.5"),
+        ({"near": -1}, "near is -1"),
+        ({"scale": -1}, "scale"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, text):
+    with pytest.raises(ValueError, match=text):
+        SampledSoftmax(CLASSES, DIM, **options)
+
+
+def test_labels_that_are_no_class_are_refused():
+    with pytest.raises(ValueError, match="labels holds values"):
+        SampledSoftmax(CLASSES, DIM)(batch()[0], torch.full((24,), CLASSES))
