@@ -1,5 +1,7 @@
 """A softmax over few classes: against CosFace over all, the sum that it stands for, and what was near by search."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -82,8 +84,8 @@ def test_a_saved_state_goes_on_with_the_same_numbers():
 
     for seed in range(3):
         step(first, optimizers[0], seed)
-    second.load_state_dict(first.state_dict())
-    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    second.load_state_dict(deepcopy(first.state_dict()))
+    optimizers[1].load_state_dict(deepcopy(optimizers[0].state_dict()))
     assert [step(first, optimizers[0], s) for s in (5, 6)] == [step(second, optimizers[1], s) for s in (5, 6)]
 
 
