@@ -16,7 +16,7 @@ from bonlib.core.pool import pools_around
 if TYPE_CHECKING:
     import pandas as pd
 
-_AT_ONCE = 4096  # queries whose candidates are compared together
+_AT_ONCE = 2**24  # numbers in the means of all candidates that are compared together, 64 MiB
 
 
 def nearest_identities(
@@ -56,7 +56,8 @@ def nearest_identities(
     if len(means) != len(bag.classes):
         raise ValueError(f"means has length {len(means)}; give one row for each of {len(bag.classes)} identities.")
     found, apart = np.full((len(rows), k), -1, dtype=np.int64), np.full((len(rows), k), np.inf, dtype=np.float32)
-    for at in np.array_split(np.arange(len(rows)), -(-len(rows) // _AT_ONCE)):
+    parts = -(-len(rows) * bag.pool * bag.dim // _AT_ONCE)
+    for at in np.array_split(np.arange(len(rows)), max(parts, 1)):
         candidates = _candidates(bag, rows[at], own[at])  # (part, pool)
         none = candidates < 0
         distances = torch.cdist(rows[at, None], means[candidates.clip(0)])[:, 0].numpy()  # (part, pool)

@@ -1,0 +1,95 @@
+"""Pairs of texts in sentence-transformers' trainer: random batches against a bag: python benchmarks/pairs.py.
+
+Two names of a place are a pair, without labels; 39,000 places, batches of 64, MultipleNegativesRankingLoss, a static
+embedding of BPE tokens that is made here. Half-way the bag takes over from random batches, or is there from the start.
+MRR@10 of finding the second name among those of all validation places. Three seeds, each with its own split; the record
+is data/results/bench/pairs.json.
+"""
+
+import tempfile
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from bonlib import load_dataset
+from bonlib.integrations.sentence_transformers import TextBag
+from bonlib.study.records import write_bench
+
+STEPS, BATCH = 3000, 64
+
+
+def pairs_of(split: str, seed: int) -> Dataset:
+    """Two names of each place, drawn with the seed."""
+    places, rng = load_dataset("toponyms", split, split_seed=seed), np.random.default_rng(seed)
+    labels, strings = places.labels.numpy(), np.asarray(places.strings, dtype=object)
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    first = np.unique(labels[order], return_index=True)[1]
+    return Dataset.from_dict({"anchor": strings[order[first]].tolist(), "positive": strings[order[first + 1]].tolist()})
+
+
+def new_model(texts: list[str], seed: int) -> SentenceTransformer:
+    """A static embedding of tokens that are learned from the texts."""
+    tokenizer = Tokenizer(models.BPE(unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=20_000, special_tokens=["?"], show_progress=False)
+    )
+    torch.manual_seed(seed)
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=128), Normalize()], device="cpu")
+
+
+def train(model: SentenceTransformer, data: Dataset, steps: int, seed: int, bag: bool) -> None:
+    """Some steps with random batches, or with those of a bag."""
+    loss = MultipleNegativesRankingLoss(model)
+    mined = TextBag(data, loss, batch_size=BATCH, seed=seed) if bag else None
+    more = {"batch_sampler": mined.sampler} if mined else {}
+    arguments = SentenceTransformerTrainingArguments(
+        tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=0.01, use_cpu=True,
+        lr_scheduler_type="constant", save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
+        seed=seed, **more,
+    )  # fmt: skip
+    given = {"train_dataset": mined.dataset, "loss": mined.loss, "callbacks": [mined]} if mined else {
+        "train_dataset": data, "loss": loss}  # fmt: skip
+    SentenceTransformerTrainer(model, arguments, **given).train()
+
+
+def mrr(model: SentenceTransformer, data: Dataset) -> float:
+    """Mean reciprocal rank, at most ten, of each anchor's positive among all positives."""
+    anchors, positives = (
+        torch.from_numpy(model.encode(data[name], show_progress_bar=False)) for name in ("anchor", "positive")
+    )
+    ranks = []
+    for part in torch.arange(len(anchors)).split(1024):
+        similar = anchors[part] @ positives.T
+        ranks.append((similar > similar.gather(1, part[:, None])).sum(dim=1) + 1)
+    found = torch.cat(ranks).double()
+    return float((1 / found).masked_fill(found > 10, 0).mean())
+
+
+def main() -> None:
+    """Measure and write the record."""
+    rows = []
+    for seed in range(3):
+        data, validation = pairs_of("train", seed), pairs_of("validation", seed)
+        texts = data["anchor"][:] + data["positive"][:]
+        for name, halves in (("random", (False, False)), ("bag", (True, True)), ("random, then bag", (False, True))):
+            model, began = new_model(texts, seed), time.perf_counter()
+            for half in halves:
+                train(model, data, STEPS // 2, seed, half)
+            seconds = time.perf_counter() - began
+            rows.append({"seed": seed, "method": name, "rows": len(data), "gallery": len(validation), "steps": STEPS,
+                         "mrr@10": mrr(model, validation), "seconds": seconds})  # fmt: skip
+            print(rows[-1], flush=True)
+    write_bench("pairs", pd.DataFrame(rows))
+
+
+if __name__ == "__main__":
+    main()
