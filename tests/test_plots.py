@@ -184,7 +184,7 @@ def test_the_plane_shows_each_point_by_its_bucket_and_the_window_by_rank():
     rng, hasher = np.random.default_rng(0), make_hasher("hyperplanes", 2, 2)
     points = rng.normal(size=(30, 2))
     hasher.partial_fit(torch.from_numpy(points))
-    figure = figures.buckets_in_the_plane(points, {"then": hasher, "now": hasher})
+    figure = figures.buckets_in_the_plane(points, {"then": hasher.project, "now": hasher.project})
     first = figure.axes[0]
     drawn = {c.get_label(): len(c.get_offsets()) for c in first.collections if c.get_label()[0] != "_"}
     codes = hasher.encode(torch.from_numpy(points)).numpy()

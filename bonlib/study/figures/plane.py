@@ -1,6 +1,6 @@
 """The method in two dimensions: hyperplanes and buckets, a pool and its window."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -9,32 +9,35 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
-from bonlib.core.hashing import Hash
 from bonlib.study.figures.style import ACCENTS, INK, MINER_COLOURS, MUTED
 
 _COLOURS = (MINER_COLOURS["bag"], MINER_COLOURS["random"], *ACCENTS)
 
 
-def buckets_in_the_plane(points: NDArray[Any], hashes: Mapping[str, Hash]) -> Figure:
+def buckets_in_the_plane(points: NDArray[Any], hashes: Mapping[str, Callable[[Tensor], Tensor]]) -> Figure:
     """Points coloured by bucket, and the lines that part the buckets; one panel a state of the hash.
 
     Args:
         points: ``(n, 2)``.
-        hashes: of width 2, by the title of their panel.
+        hashes: by the title of their panel, functions from rows ``(n, 2)`` to hidden units ``(n, bits)``, whose signs
+            are the bits.
     """
     figure, axes = plt.subplots(1, len(hashes), figsize=(3.2 * len(hashes), 3.2), squeeze=False)
-    for ax, (title, hasher) in zip(axes[0], hashes.items(), strict=True):
-        codes = hasher.encode(torch.as_tensor(points).float()).numpy()
-        for code in range(2**hasher.bits):
+    for ax, (title, units_of) in zip(axes[0], hashes.items(), strict=True):
+        signs = (units_of(torch.as_tensor(points).float()) > 0).numpy()
+        bits = signs.shape[1]
+        codes = signs @ (1 << np.arange(bits))
+        for code in range(2**bits):
             chosen, colour = codes == code, _COLOURS[code % len(_COLOURS)]
             marker = "os^Dv"[code % 5]
-            ax.scatter(*points[chosen].T, color=colour, marker=marker, s=42, label=f"{code:0{hasher.bits}b}")
+            ax.scatter(*points[chosen].T, color=colour, marker=marker, s=42, label=f"{code:0{bits}b}")
         limit = 1.25 * np.abs(points).max()
         side = np.linspace(-limit, limit, 121)
         grid = np.stack(np.meshgrid(side, side), axis=-1)  # (121, 121, 2)
-        units = hasher.project(torch.from_numpy(grid.reshape(-1, 2)).float()).numpy().reshape(121, 121, -1)
-        for bit in range(hasher.bits):
+        units = units_of(torch.from_numpy(grid.reshape(-1, 2)).float()).numpy().reshape(121, 121, -1)
+        for bit in range(bits):
             ax.contour(side, side, units[..., bit], levels=[0], colors=INK, linewidths=1, linestyles="-:"[bit % 2])
         ax.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     axes[0, -1].legend(title="code", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
