@@ -48,7 +48,7 @@ browser: docs
 	$(RUN) pytest -q -m browser tests/test_browser.py
 
 lab: $(VENV)/.ready
-	cd notebooks && ../$(RUN) jupyterlab
+	cd notebooks && ../$(RUN) jupyterlab 00_start_here.ipynb
 
 bench: $(VENV)/.ready
 	$(VENV)/bin/python benchmarks/run.py

@@ -19,6 +19,11 @@ shutil.rmtree(HERE / "notebooks", ignore_errors=True)
 NOTEBOOKS = Path(os.environ.get("BONLIB_NOTEBOOKS", ROOT / "notebooks"))  # the study gives its own
 shutil.copytree(NOTEBOOKS, HERE / "notebooks", ignore=shutil.ignore_patterns("sweeps", ".*", "*.key"))
 shutil.copy(ROOT / "CHANGELOG.md", HERE / "changelog.md")
+shutil.rmtree(HERE / "figures", ignore_errors=True)
+shutil.copytree(ROOT / "figures", HERE / "figures", ignore=shutil.ignore_patterns("*.svg", "quick"))
+(HERE / "gallery.md").write_text(
+    f"# Figures of the study\n\nEach with the sentence that stands before it in its notebook.\n\n{tables.gallery()}\n"
+)
 
 project, author = "bonlib", "the bonlib developers"
 copyright = "2026, the bonlib developers"
@@ -32,6 +37,7 @@ myst_substitutions = {
     **{name: getattr(tables, name)() for name in ("scratch", "large", "stages", "field", "smooth", "costs")},
     "hashes": tables.ablation("ablation_hash", "autoencoder (ours)"),
     "ranks": tables.ablation_ranks(),
+    "lookalikes": tables.lookalikes(),
 }
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"

@@ -4,6 +4,7 @@ The docs take them as they are built. ``python docs/tables.py`` writes those of 
 test holds them to the records.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -138,6 +139,18 @@ def ablation_ranks() -> str:
     return markdown("negatives | R@1 | BoN leads by, points", rows)
 
 
+def lookalikes() -> str:
+    """What lists of wrong labels find."""
+    found = load_bench("lookalikes")
+    columns = ["precision_first_half", "recall", "seconds"]
+    means = found.groupby(["learned", "what", "method"], sort=False)[columns].mean()
+    rows = [
+        [learned, what, method, f"{row[columns[0]]:.2f}", f"{row['recall']:.2f}", f"{row['seconds']:.1f}"]
+        for (learned, what, method), row in means.iterrows()
+    ]
+    return markdown("encoder learned | planted | list | precision of the first half | recall | seconds", rows)
+
+
 def costs() -> str:
     """What BoN costs beside its peers."""
     batches, samplers, hashing, steps, evaluation = (
@@ -170,6 +183,27 @@ def costs() -> str:
          f"{theirs['peak_gib']:.1f} GiB"],
     ]  # fmt: skip
     return markdown("what | measured on two cores", rows)
+
+
+def gallery() -> str:
+    """All figures of the notebooks, each with the sentence that stands before it there."""
+    parts = []
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        cells, said = json.loads(path.read_text())["cells"], ""
+        parts.append(f"## [{path.stem[:2]}](notebooks/{path.name}) {''.join(cells[0]['source']).splitlines()[0][2:]}")
+        for cell in cells:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "markdown":
+                text = [line for line in source.splitlines() if line and not line.startswith(("#", "|", "$", "-"))]
+                said = (
+                    re.split(r"(?<=[.!?:])\s", re.sub(r"[*`]|\[([^]]*)\]\([^)]*\)", r"\1", text[0]))[0]
+                    if text
+                    else said
+                )
+            for name in re.findall(r'save_figure\(\w+, "(\w+)"\)', source):
+                if (ROOT / "figures" / f"{name}.png").exists():
+                    parts.append(f"![{said.replace(']', '').replace('[', '')}](figures/{name}.png)\n\n*{said}*")
+    return "\n\n".join(parts)
 
 
 def one_batch() -> str:
