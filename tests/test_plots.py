@@ -194,7 +194,7 @@ def test_the_plane_shows_each_point_by_its_bucket_and_the_window_by_rank():
     (ax,) = figures.window_in_the_plane(points[:4], 0, order, (1, 3)).axes
     ringed = next(c for c in ax.collections if c.get_label() == "the window").get_offsets()
     assert np.asarray(ringed) == pytest.approx(points[[1, 2]])
-    assert [text.get_text() for text in ax.texts] == ["0", "1", "2"]
+    assert [text.get_text() for text in ax.texts] == ["rank 0", "rank 1", "rank 2"]
 
 
 def test_churn_is_the_mean_over_seeds_along_the_training():

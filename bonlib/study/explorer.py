@@ -284,7 +284,9 @@ def draw_windows(dataset: LabelledSet, bag: BagOfNegatives, anchor: int, windows
     pool = bag.candidates(anchor)
     rows = [np.r_[anchor, [bag.samples_of(c)[0] for c in pool[first:last]]].astype(np.int64) for first, last in windows]
     names = [f"ranks {first} to {last - 1}" for first, last in windows]
-    return image_grid([dataset.pixels(row) for row in rows], names, f"the anchor, and of its pool of {len(pool)}")
+    return image_grid(
+        [dataset.pixels(row) for row in rows], names, f"the anchor, then identities of its pool of {len(pool)}"
+    )
 
 
 class Dial:

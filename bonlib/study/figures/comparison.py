@@ -87,7 +87,7 @@ def final_scores(runs: "pd.DataFrame", metric: str = "metrics.recall@1") -> Figu
         ylim=(-0.6, len(groups) - 0.4),
     )
     ax.set_yticklabels([name for name, _ in groups])
-    ax.margins(x=0.12)
+    ax.margins(x=0.2)
     return figure
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bonlib.study.figures.style import ACCENTS, INK, MINER_COLOURS, MUTED
 
+_FAR = 4.0  # of rows that are longer a hash takes the direction alone, so that its planes end there
 _COLOURS = (MINER_COLOURS["bag"], MINER_COLOURS["random"], *ACCENTS)
 
 
@@ -37,6 +38,7 @@ def buckets_in_the_plane(points: NDArray[Any], hashes: Mapping[str, Callable[[Te
         side = np.linspace(-limit, limit, 121)
         grid = np.stack(np.meshgrid(side, side), axis=-1)  # (121, 121, 2)
         units = units_of(torch.from_numpy(grid.reshape(-1, 2)).float()).numpy().reshape(121, 121, -1)
+        units[np.linalg.norm(grid, axis=-1) > _FAR] = np.nan
         for bit in range(bits):
             ax.contour(side, side, units[..., bit], levels=[0], colors=INK, linewidths=1, linestyles="-:"[bit % 2])
         ax.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
@@ -67,4 +69,4 @@ def window_in_the_plane(means: NDArray[Any], anchor: int, order: NDArray[Any], w
 
 def _number(ax: Axes, places: NDArray[Any]) -> None:
     for rank, place in enumerate(places):
-        ax.annotate(f"{rank}", place, xytext=(7, 5), textcoords="offset points", fontsize=9)
+        ax.annotate(f"rank {rank}", place, xytext=(7, 5), textcoords="offset points", fontsize=9)
