@@ -56,23 +56,29 @@ def _parser() -> argparse.ArgumentParser:
 
     train = _command(commands, "train", _train, "train an encoder, write its record and its weights")
     _data_arguments(train)
-    train.add_argument("--miner", default="two-stage-bag", help="two-stage-bag, bag, random, … (default: %(default)s)")
+    train.add_argument(
+        "--miner",
+        default="two-stage-bag",
+        help="one of bonlib.list_miners(): two-stage-bag, bag (as published), random, … (default: %(default)s)",
+    )
     train.add_argument("--form", default="set", choices=("set", "triplet", "pair"))
-    train.add_argument("--loss", default="", help="by default the usual one of the form")
+    train.add_argument(
+        "--loss", default="", help="batch-hard, multi-similarity, infonce, …; by default the usual one of the form"
+    )
     train.add_argument("--encoder", default="", help="small, ngrams for strings (the defaults), or a backbone of "
                        "torchvision such as resnet50")  # fmt: skip
     train.add_argument("--steps", type=_at_least(1), default=1000, help="(default: %(default)s)")
     train.add_argument("--seed", type=_at_least(0), default=0)
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
-                       help="any other setting of a run, value as JSON, such as lr=0.0005")  # fmt: skip
+                       help="any other field of bonlib.study.experiment.Config, as JSON, such as lr=0.0005")  # fmt: skip
     train.add_argument("--output", type=Path, default=Path("encoder.pt"), help="weights (default: %(default)s)")
     train.add_argument("--sweep", default="scratch", help="folder of the record (default: %(default)s)")
 
     evaluate = _command(commands, "evaluate", _evaluate, "measure a trained encoder: R@1, MAP@R, or CMC and mAP")
     _data_arguments(evaluate, encoder=True)
 
-    embed = _command(commands, "embed", _embed, "write embeddings, labels and paths")
+    embed = _command(commands, "embed", _embed, "write embeddings, labels, and paths or strings")
     _data_arguments(embed, encoder=True)
     embed.add_argument("--output", type=Path, default=Path("embeddings.npy"),
                        help=".parquet, or .npy with a table of its rows beside it")  # fmt: skip

@@ -18,7 +18,7 @@ from bonlib.integrations.sentence_transformers import TextBag
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 names = load_dataset("table", "train", root=str(example_names()), column="name")
-groups = [names.of_class(name) for name in names.class_names]
+groups = [group for group in map(names.of_class, names.class_names) if len(group) > 1]
 dataset = Dataset.from_dict({"anchor": [g[0] for g in groups], "positive": [g[1] for g in groups]})
 
 # A model made here, so that nothing is downloaded; take your own instead.

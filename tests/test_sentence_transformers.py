@@ -5,7 +5,7 @@ import pytest
 import torch
 
 pytest.importorskip("sentence_transformers")
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, Transformer
@@ -156,11 +156,33 @@ def test_rows_to_evaluate_on_are_taken_as_they_are(model, tmp_path):
         ({}, {"label": "place"}, "columns are anchor, positive"),
         ({}, {"batch_size": 1}, "batch_size is 1"),
         ({}, {"bits": 99}, "bits is 99"),
+        ({"score": [0.5] * ROWS}, {}, "without score"),
     ],
 )
 def test_what_cannot_be_is_refused(model, more, options, text):
     with pytest.raises(ValueError, match=text):
         TextBag(pairs(**more), losses.MultipleNegativesRankingLoss(model), **({"batch_size": BATCH} | options))
+
+
+def test_rows_that_the_bag_did_not_draw_are_refused(model, tmp_path):
+    mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
+    mined.dataset = mined.dataset.shuffle(seed=1)  # the numbers go along, the places do not
+    with pytest.raises(ValueError, match="not those that the bag drew"):
+        train(model, mined, tmp_path, steps=1)
+    with pytest.raises(ValueError, match="is a DatasetDict"):
+        TextBag(DatasetDict(train=pairs()), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
+    anchors = ["0 a", *(f"{i} a" for i in range(ROWS - 1))]
+    repeated = Dataset.from_dict({"anchor": anchors, "positive": [f"b {i}" for i in range(ROWS)]})
+    with pytest.warns(UserWarning, match="1 texts of the column 'anchor' stand in several rows"):
+        TextBag(repeated, losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
+
+
+def test_a_loss_that_shortens_embeddings_tells_the_bag_of_whole_ones(bert, tmp_path):
+    loss = losses.MatryoshkaLoss(bert, losses.MultipleNegativesRankingLoss(bert), matryoshka_dims=[16, 8])
+    mined = TextBag(pairs(), loss, batch_size=BATCH)
+    told = watched(mined)
+    train(bert, mined, tmp_path, steps=2)
+    assert [tuple(rows.shape) for _, rows in told] == [(2 * BATCH, 16)] * 2
 
 
 def test_a_trainer_with_other_batches_or_rows_is_told(model, tmp_path):

@@ -1,5 +1,6 @@
 """sentence-transformers: batches of look-alike texts for its trainer, its losses unchanged."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 
 from bonlib.bag import BagOfNegatives
 from bonlib.core.checks import needs_extra, whole_number
-from bonlib.core.distributed import RankMiner, world_size
+from bonlib.core.distributed import RankMiner, rank, world_size
 from bonlib.core.paths import write_atomically
 
 with needs_extra("bonlib.integrations.sentence_transformers", extra="sentence-transformers"):
@@ -34,7 +35,8 @@ class TextBag(TrainerCallback):
     The loss is called as always. It may embed a batch in pieces (``CachedMultipleNegativesRankingLoss``): the bag takes
     the embeddings where they leave the model. The bag's state lies in each checkpoint of the trainer. To resume, give
     ``ignore_data_skip=True``: the bag knows its place, and the trainer must not skip batches. With several processes
-    all make the same bag; each takes its turn of its batches, and every process learns from those of all.
+    all make the same bag; each takes its turn of its batches, and every process learns from those of all; start them
+    with torchrun. Resume in the same output folder.
 
     Args:
         dataset: rows of texts, columns in the order that the loss wants; and the labels, if there are any.
@@ -66,14 +68,20 @@ class TextBag(TrainerCallback):
         columns: int = 2,
         **options: Any,
     ) -> None:
+        if not isinstance(dataset, Dataset):
+            raise ValueError(f"dataset is a {type(dataset).__name__}; give one Dataset, such as the split 'train'.")
         if label is None and _LABEL in dataset.column_names:
             raise ValueError(f"dataset has a column {_LABEL!r}; name it (label={_LABEL!r}), or remove it.")
         if label is not None and label not in dataset.column_names:
             raise ValueError(f"label is {label!r}; the columns are {', '.join(dataset.column_names)}.")
         texts = [name for name in dataset.column_names if name != label]
-        if not texts:
-            raise ValueError("dataset has no column of texts; give one at least.")
+        taken = sorted({"labels", "score", "scores"} & set(texts))
+        if not texts or taken:
+            more = f", without {', '.join(taken)}" if taken else ""
+            raise ValueError(f"dataset has the columns {', '.join(dataset.column_names)}; give texts{more}.")
         own = min(whole_number("columns", columns, 1), len(texts))
+        if label is None:
+            _warn_of_repeats(dataset, texts[:own])
         rows = len(dataset)
         batch_size = whole_number("batch_size", batch_size, 2)
         if label is None:
@@ -84,7 +92,7 @@ class TextBag(TrainerCallback):
             layout = {"batch_size": batch_size, "per_class": 1 if len(texts) > 1 else 4}
         self._own, self.batch_size = own, batch_size
         labels = classes.repeat(self._texts)
-        # The trainer's data loader goes through the rows once an epoch.
+        # An epoch of the trainer has as many batches as the rows fill.
         options = layout | {"steps": max(rows // batch_size, 1)} | options
         self.bag = BagOfNegatives(labels, int(_encoder(loss).get_embedding_dimension() or 0), **options)
         self._share = RankMiner(self.bag)
@@ -94,7 +102,16 @@ class TextBag(TrainerCallback):
         self.loss, self.sampler = _WatchedLoss(loss, self), _Sampler(self)
 
     def learn(self, rows: Tensor, embeddings: Tensor) -> None:
-        """Tell the bag of a batch: numbers of its rows ``(batch,)``, embeddings ``(columns * batch, dim)``."""
+        """Tell the bag of a batch: numbers of its rows ``(batch,)``, embeddings ``(columns * batch, dim)``.
+
+        Raises:
+            ValueError: if these are not the rows of the next batch, or not each column of a row was embedded once.
+        """
+        if len(self._pending) <= rank() or rows.tolist() != self._pending[rank()]:
+            raise ValueError(
+                "The rows of this batch are not those that the bag drew; give the trainer train_dataset=mined.dataset "
+                "as it is, batch_sampler=mined.sampler, and another data set to evaluate on."
+            )
         if len(embeddings) < self._own * len(rows) or len(embeddings) % len(rows):
             raise ValueError(
                 f"The loss embedded {len(embeddings)} texts for {len(rows)} rows; the bag needs each column of a row "
@@ -177,7 +194,7 @@ class _Sampler:
         if batch_size != mined.batch_size:
             raise ValueError(
                 f"batch_size of the bag is {mined.batch_size}, the trainer's {batch_size}; give the bag the "
-                "per_device_train_batch_size of the training arguments."
+                "per_device_train_batch_size of the training arguments. With several GPUs start with torchrun."
             )
         return _Batches(mined)
 
@@ -202,7 +219,9 @@ class _WatchedLoss(nn.Module):
         if labels is None:
             raise ValueError("The trainer's rows have no numbers; give it train_dataset=mined.dataset.")
         seen: list[Tensor] = []
-        handle = encoder.register_forward_hook(lambda *given: seen.append(given[-1]["sentence_embedding"].detach()))
+        # At the last module, because some losses shorten what leaves the encoder itself.
+        last = list(encoder.children())[-1]
+        handle = last.register_forward_hook(lambda *given: seen.append(given[-1]["sentence_embedding"].detach()))
         try:
             value = self.loss(features, self._mined.labels_of(labels))
         finally:
@@ -217,3 +236,13 @@ def _encoder(loss: nn.Module) -> SentenceTransformer:
         if isinstance(module, SentenceTransformer):
             return module
     raise ValueError(f"loss is {type(loss).__name__}, without an encoder; give a loss of sentence-transformers.")
+
+
+def _warn_of_repeats(dataset: Dataset, texts: list[str]) -> None:
+    for name in texts:
+        if repeated := len(dataset) - len(set(dataset[name][:])):
+            warnings.warn(
+                f"{repeated} texts of the column {name!r} stand in several rows, which are identities of their own, so "
+                "that they become each other's negatives; give one label to rows of one identity (label=…).",
+                stacklevel=4,
+            )
