@@ -259,14 +259,18 @@ class BagOfNegatives(HashedMiner):
 
         Args:
             labels: ``(n,)`` integers, of the samples ``num_samples`` to ``num_samples + n - 1``.
-            steps: batches of a pass from now on; by default as before.
+            steps: batches of a pass from now on; by default as before, or one pass through all where that was so.
 
         Raises:
             ValueError: if the labels are no integers, or too many; the bag is then as before.
         """
+        if type(self) is not BagOfNegatives:
+            raise ValueError(f"bag is a {type(self).__name__}; make a larger one, and load this one's state into it.")
         known, added = self.classes[self.class_of], as_array(labels)
         if added.ndim != 1 or added.dtype.kind not in "iu":
             raise ValueError(f"labels has shape {added.shape} and dtype {added.dtype}; give a 1-D array of integers.")
+        if steps is None and self.steps != max(self.num_samples // self.batch_size, 1):
+            steps = self.steps
         names = (
             "form",
             "batch_size",
@@ -281,13 +285,13 @@ class BagOfNegatives(HashedMiner):
         )
         options: dict[str, Any] = {name: getattr(self, name) for name in names} | {"seed": self.seed}
         larger = BagOfNegatives(
-            np.concatenate([known, added]), self.dim, **options, steps=steps or self.steps, hasher=self.hasher
-        )
+            np.concatenate([known.astype(np.int64), added.astype(np.int64)]), self.dim, **options, steps=steps,
+            hasher=self.hasher,
+        )  # fmt: skip
         if len(added):
             larger.load_state_dict(self.state_dict())
             larger._pass = self._pass + 1  # iterators that are still there are of another life
             vars(self).update(vars(larger))
-        self.steps = larger.steps
 
     def _load(self, state: Mapping[str, Any]) -> None:
         super()._load(state)

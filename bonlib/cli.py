@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=_at_least(0), default=0)
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
-                       help="any other field of bonlib.study.experiment.Config, as JSON, such as lr=0.0005")  # fmt: skip
+                       help="any field of bonlib.study.experiment.Config, as JSON, such as lr=0.0005")  # fmt: skip
     train.add_argument("--output", type=Path, default=Path("encoder.pt"), help="weights (default: %(default)s)")
     train.add_argument("--sweep", default="scratch", help="folder of the record (default: %(default)s)")
 

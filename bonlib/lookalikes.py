@@ -22,7 +22,7 @@ _AT_ONCE = 2**24  # numbers in the means of all candidates that are compared tog
 def nearest_identities(
     bag: BagOfNegatives,
     embeddings: Tensor,
-    k: int = 8,
+    k: int | None = None,
     *,
     means: Tensor | None = None,
     without: ArrayLike | Tensor | None = None,
@@ -34,7 +34,7 @@ def nearest_identities(
     Args:
         bag: a filled bag of two stages.
         embeddings: ``(n, dim)``.
-        k: how many, at most the bag's ``pool``.
+        k: how many, at most the bag's ``pool``; by default eight, or all of a smaller pool.
         means: ``(num_classes, dim)`` to measure the distance to; by default what the bag remembers of each identity.
         without: ``(n,)`` positions in ``bag.classes`` of an identity that is left out, such as the embedding's own.
 
@@ -48,19 +48,24 @@ def nearest_identities(
     if not bag.pool:
         raise ValueError("bag has pool 0, and remembers no identities; make BagOfNegatives with a pool, such as 64.")
     rows = check_embeddings(embeddings, bag.dim).cpu()
-    k = whole_number("k", k, 1, bag.pool, "It is at most the bag's pool.")
+    k = whole_number("k", min(8, bag.pool) if k is None else k, 1, bag.pool, "It is at most the bag's pool.")
     own = np.full(len(rows), -1, dtype=np.int64)
     if without is not None:
         own = check_indices("without", without, len(bag.classes), length=len(rows))
-    means = bag.means if means is None else check_embeddings(means, bag.dim).cpu()
-    if len(means) != len(bag.classes):
-        raise ValueError(f"means has length {len(means)}; give one row for each of {len(bag.classes)} identities.")
+    if means is not None and means.shape != (len(bag.classes), bag.dim):
+        raise ValueError(
+            f"means has shape {tuple(means.shape)}; give one row for each of {len(bag.classes)} identities, of width "
+            f"{bag.dim}."
+        )
     found, apart = np.full((len(rows), k), -1, dtype=np.int64), np.full((len(rows), k), np.inf, dtype=np.float32)
-    parts = -(-len(rows) * bag.pool * bag.dim // _AT_ONCE)
-    for at in np.array_split(np.arange(len(rows)), max(parts, 1)):
+    parts = min(-(-len(rows) * bag.pool * bag.dim // _AT_ONCE), len(rows))
+    for at in np.array_split(np.arange(len(rows)), parts):
         candidates = _candidates(bag, rows[at], own[at])  # (part, pool)
         none = candidates < 0
-        distances = torch.cdist(rows[at, None], means[candidates.clip(0)])[:, 0].numpy()  # (part, pool)
+        some = candidates.clip(0)
+        near = bag.means_of(some) if means is None else means.cpu()[some].float()  # (part, pool, dim)
+        # Not by a matrix product, in which the distances of near duplicates vanish.
+        distances = torch.linalg.vector_norm(near.sub_(rows[at, None]), dim=2).numpy()  # (part, pool)
         distances[none] = np.inf
         order = np.argsort(distances, axis=1, kind="stable")[:, :k]
         found[at] = np.take_along_axis(candidates, order, axis=1)
@@ -92,18 +97,21 @@ def lookalikes(bag: BagOfNegatives, embeddings: Tensor, *, top: int = 100, k: in
         other (``first_sample``, ``second_sample``).
 
     Raises:
-        ValueError: if the bag has no pool, or there is not one embedding a sample.
+        ValueError: if the bag has no pool or is not filled, there is not one embedding a sample, or no identity has
+            two samples.
     """
     with needs_extra("lookalikes"):
         import pandas as pd
 
     rows = _all_rows(bag, embeddings)
     means, scatter, count = _groups(bag, rows)
+    if count.max() == 1:
+        raise ValueError("labels has one sample for each identity; without a second nothing is known of their scatter.")
     near, distances = nearest_identities(bag, means, k, means=means, without=np.arange(len(means)))
     first, place = np.nonzero(near >= 0)
     pairs = np.sort(np.stack([first, near[first, place]], axis=1), axis=1)
-    pairs, at = np.unique(pairs, axis=0, return_index=True)
-    a, b = pairs.T
+    _, at = np.unique(pairs[:, 0] * len(means) + pairs[:, 1], return_index=True)
+    a, b = pairs[at].T
     apart = distances[first, place][at]
     degrees = count[a] + count[b] - 2
     spread = np.where(degrees > 0, (scatter[a] + scatter[b]) / np.maximum(degrees, 1), _usual(scatter, count))
@@ -138,7 +146,7 @@ def misfits(bag: BagOfNegatives, embeddings: Tensor, *, top: int = 100) -> "pd.D
         ``own_distance`` and ``distance``. Samples that are alone in their identity are left out.
 
     Raises:
-        ValueError: if the bag has no pool, or there is not one embedding a sample.
+        ValueError: if the bag has no pool or is not filled, or there is not one embedding a sample.
     """
     with needs_extra("misfits"):
         import pandas as pd
@@ -166,6 +174,9 @@ def _all_rows(bag: BagOfNegatives, embeddings: Tensor) -> Tensor:
     rows = check_embeddings(embeddings, bag.dim).cpu()
     if len(rows) != bag.num_samples:
         raise ValueError(f"embeddings has length {len(rows)}; give one row for each of {bag.num_samples} samples.")
+    if bag.pool and bag.table.filled < bag.num_entries:
+        told = f"{bag.table.filled} of {bag.num_entries} entries"
+        raise ValueError(f"bag has codes of {told}; call bag.fill(embed) first, so that none is left out.")
     return rows
 
 

@@ -22,7 +22,9 @@ shutil.copy(ROOT / "CHANGELOG.md", HERE / "changelog.md")
 shutil.rmtree(HERE / "figures", ignore_errors=True)
 shutil.copytree(ROOT / "figures", HERE / "figures", ignore=shutil.ignore_patterns("*.svg", "quick"))
 (HERE / "gallery.md").write_text(
-    f"# Figures of the study\n\nEach with the sentence that stands before it in its notebook.\n\n{tables.gallery()}\n"
+    "# Figures of the study\n\nEach with a sentence that stands before it in its notebook.\n\n"
+    + tables.gallery(NOTEBOOKS)
+    + "\n"
 )
 
 project, author = "bonlib", "the bonlib developers"

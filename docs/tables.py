@@ -185,21 +185,18 @@ def costs() -> str:
     return markdown("what | measured on two cores", rows)
 
 
-def gallery() -> str:
+def gallery(folder: Path = ROOT / "notebooks") -> str:
     """All figures of the notebooks, each with the sentence that stands before it there."""
     parts = []
-    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+    for path in sorted(folder.glob("[0-9]*.ipynb")):
         cells, said = json.loads(path.read_text())["cells"], ""
         parts.append(f"## [{path.stem[:2]}](notebooks/{path.name}) {''.join(cells[0]['source']).splitlines()[0][2:]}")
         for cell in cells:
             source = "".join(cell["source"])
             if cell["cell_type"] == "markdown":
                 text = [line for line in source.splitlines() if line and not line.startswith(("#", "|", "$", "-"))]
-                said = (
-                    re.split(r"(?<=[.!?:])\s", re.sub(r"[*`]|\[([^]]*)\]\([^)]*\)", r"\1", text[0]))[0]
-                    if text
-                    else said
-                )
+                plain = re.sub(r"[*`]|\[([^]]*)\]\([^)]*\)", r"\1", text[-1]) if text else said
+                said = re.split(r"(?<=[.!?])\s", plain)[0]
             for name in re.findall(r'save_figure\(\w+, "(\w+)"\)', source):
                 if (ROOT / "figures" / f"{name}.png").exists():
                     parts.append(f"![{said.replace(']', '').replace('[', '')}](figures/{name}.png)\n\n*{said}*")

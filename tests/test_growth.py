@@ -27,7 +27,7 @@ def embeddings_of(count, seed=0):
 
 def make(labels, published=False, **options):
     kind = BagOfNegatives.as_published if published else BagOfNegatives
-    return kind(labels, DIM, **({"batch_size": 24, "per_class": 2, "steps": 5, "bits": 3} | options))
+    return kind(labels, DIM, **({"batch_size": 24, "per_class": 2, "steps": 4, "bits": 3} | options))
 
 
 def trained(labels, embeddings, **options):
@@ -113,6 +113,30 @@ def test_a_state_saved_before_or_after_leads_to_the_same_batches(published):
         rest.append(indices)
         resumed.update(indices, rows[indices])
     assert rest == batches[0][3:]
+
+
+def test_a_bag_that_was_used_for_other_things_takes_the_smaller_state_as_a_new_one_does():
+    old, new = labels_of(7)
+    whole, rows = np.concatenate([old, new]), embeddings_of(180)
+    state = trained(old, rows).state_dict()
+    fresh, used = make(whole), trained(whole, rows)
+    for bag in (fresh, used):
+        bag.load_state_dict(state)
+    assert torch.equal(fresh.means, used.means)
+    assert list(fresh) == list(used)
+
+
+def test_a_pass_through_all_stays_one_and_a_chosen_length_stays():
+    old, new = labels_of(8)
+    bag, chosen = make(old, steps=None), make(old)
+    for grown in (bag, chosen):
+        grown.extend(new)
+    assert (len(bag), len(chosen)) == (180 // 24, 4)
+    make(np.concatenate([old, new]), steps=None).load_state_dict(bag.state_dict())
+    bag.extend(np.array([3, 4], dtype=np.uint64))
+    assert bag.num_samples == 182
+    with pytest.raises(ValueError, match="steps is 0"):
+        bag.extend([1], steps=0)
 
 
 def test_a_wrapped_bag_grows_too():

@@ -33,7 +33,7 @@ def test_with_room_for_all_identities_the_search_is_exact(seed, k, leave_out):
     queries = torch.randn(10, DIM, generator=torch.Generator().manual_seed(seed + 1))
     own = np.random.default_rng(seed).integers(0, 40, 10) if leave_out else None
     found, apart = nearest_identities(bag, queries, k, without=own)
-    exact = torch.cdist(queries, bag.means)
+    exact = (queries.double()[:, None] - bag.means.double()).square().sum(dim=2).sqrt()
     if leave_out:
         exact[torch.arange(10), torch.from_numpy(own)] = torch.inf
     expected = exact.sort(dim=1)
@@ -111,6 +111,8 @@ def test_looking_changes_no_draw():
     bags = [filled(labels, embeddings) for _ in range(2)]
     lookalikes(bags[0], embeddings)
     misfits(bags[0], embeddings)
+    bags[0].negatives(0, k=3)
+    bags[0].candidates(0)
     assert next(iter(bags[0])) == next(iter(bags[1]))
 
 
@@ -123,8 +125,28 @@ def test_what_cannot_be_is_refused():
         nearest_identities(bag, embeddings, 65)
     with pytest.raises(ValueError, match="without"):
         nearest_identities(bag, embeddings[:3], without=[0, 1, 20])
-    with pytest.raises(ValueError, match="means has length 3"):
+    with pytest.raises(ValueError, match=r"means has shape \(3, 16\)"):
         nearest_identities(bag, embeddings, means=embeddings[:3])
     for look in (lookalikes, misfits):
         with pytest.raises(ValueError, match="embeddings has length 79"):
             look(bag, embeddings[:-1])
+        with pytest.raises(ValueError, match=r"codes of 0 of 20 entries; call bag.fill"):
+            look(BagOfNegatives(labels, DIM, batch_size=8), embeddings)
+    alone = filled(np.arange(80), embeddings, form="triplet", batch_size=3)
+    with pytest.raises(ValueError, match="one sample for each identity"):
+        lookalikes(alone, embeddings)
+
+
+def test_near_duplicates_are_told_apart_far_from_the_origin():
+    labels, embeddings = groups(60, 8, scatter=1e-3)
+    embeddings = embeddings + 30
+    table = lookalikes(filled(labels, embeddings), embeddings, top=20)
+    means = torch.stack([embeddings[labels == c].double().mean(dim=0) for c in range(60)])
+    for row in table.itertuples():
+        exact = float((means[row.first] - means[row.second]).norm())
+        assert row.distance == pytest.approx(exact, rel=1e-3)
+
+
+def test_a_small_pool_is_searched_whole_by_default():
+    labels, embeddings = groups(20, 4)
+    assert nearest_identities(filled(labels, embeddings, pool=4), embeddings)[0].shape == (80, 4)

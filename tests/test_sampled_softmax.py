@@ -7,6 +7,10 @@ import pytest
 import torch
 from pytorch_metric_learning.losses import CosFaceLoss
 
+from bonlib.core.miner import RandomSampling
+from bonlib.datasets import load_dataset
+from bonlib.training.encoders import make_encoder
+from bonlib.training.loop import fit
 from bonlib.training.losses import make_loss
 from bonlib.training.optimizers import AdamOfBothKinds, make_optimizer
 from bonlib.training.sampled_softmax import SampledSoftmax
@@ -62,6 +66,7 @@ def test_the_nearest_centres_take_part_and_follow_the_optimiser():
         expected = set(labels.tolist()) | set(distances.topk(3, largest=False).indices.flatten().tolist())
         certain, own = loss._certain(rows.detach(), labels.numpy())
         assert len(expected - set(certain.tolist())) <= 0.1 * len(expected)  # sketches are rounded to eight bits
+        assert (loss.bag.codes(np.arange(CLASSES)) == loss.bag.hasher.encode(centres).numpy()).all()
         assert (certain[own] == labels.numpy()).all()
         optimizer.zero_grad()
         loss(rows, labels).backward()
@@ -117,6 +122,55 @@ def test_fit_gives_centres_their_sparse_optimiser():
 def test_what_cannot_be_is_refused(options, text):
     with pytest.raises(ValueError, match=text):
         SampledSoftmax(CLASSES, DIM, **options)
+
+
+def test_two_batches_before_a_step_leave_no_code_stale():
+    loss = SampledSoftmax(CLASSES, DIM, share=0.1)
+    optimizer = torch.optim.SparseAdam(loss.parameters(), lr=0.5)
+    for seed in (0, 1):
+        loss(*batch(seed)).backward()
+    optimizer.step()
+    loss(*batch(2))
+    centres = torch.nn.functional.normalize(loss.centres.weight.detach())
+    assert (loss.bag.codes(np.arange(CLASSES)) == loss.bag.hasher.encode(centres).numpy()).all()
+
+
+def test_some_random_classes_are_there_at_any_share():
+    loss = SampledSoftmax(CLASSES, DIM, share=0.001, near=0)
+    rows, labels = batch(0, size=8)
+    loss(rows, torch.zeros_like(labels)).backward()
+    assert len(loss.centres.weight.grad.coalesce().indices()[0]) == 2
+    assert rows.grad.abs().sum() > 0
+
+
+def test_a_state_of_another_loss_is_refused():
+    state = SampledSoftmax(CLASSES, DIM, share=0.1).state_dict()
+    other = SampledSoftmax(CLASSES, DIM, share=0.2)
+    with pytest.raises(ValueError, match=r"share=0.1.*share=0.2"):
+        other.load_state_dict(state)
+
+
+def test_embeddings_that_are_not_finite_give_a_loss_that_is_not():
+    rows, labels = batch()
+    assert torch.isnan(SampledSoftmax(CLASSES, DIM)(rows * torch.nan, labels))
+    assert torch.isfinite(SampledSoftmax(CLASSES, DIM)(rows.half(), labels))
+
+
+def test_fit_trains_it_and_goes_on_from_a_checkpoint(tmp_path):
+    data = load_dataset("glyphs", "validation", draws=1)
+
+    def run(steps, file):
+        encoder = make_encoder(dim=DIM, seed=0)
+        loss = make_loss("sampled-softmax", dim=DIM, num_classes=data.num_classes, share=0.1)
+        miner = RandomSampling(data.labels, DIM, batch_size=16)
+        done = [step.loss for step in fit(encoder, data, miner, loss, steps=steps, checkpoint=file)]
+        return done, loss.state_dict()
+
+    whole, state = run(6, tmp_path / "whole.pt")
+    run(3, tmp_path / "parts.pt")
+    rest, resumed = run(6, tmp_path / "parts.pt")
+    assert rest == whole[3:]
+    assert torch.equal(state["loss.centres.weight"], resumed["loss.centres.weight"])
 
 
 def test_labels_that_are_no_class_are_refused():

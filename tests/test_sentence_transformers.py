@@ -157,6 +157,8 @@ def test_rows_to_evaluate_on_are_taken_as_they_are(model, tmp_path):
         ({}, {"batch_size": 1}, "batch_size is 1"),
         ({}, {"bits": 99}, "bits is 99"),
         ({"score": [0.5] * ROWS}, {}, "without score"),
+        ({"label": ["a"] * ROWS, "place": [0] * ROWS}, {"label": "place"}, "column 'label'"),
+        ({}, {"form": "triplet"}, "options has form"),
     ],
 )
 def test_what_cannot_be_is_refused(model, more, options, text):

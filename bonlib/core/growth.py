@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from bonlib.core.checks import as_array
-from bonlib.core.kernels import new_streams, plain_order
+from bonlib.core.kernels import grouped, new_streams, plain_order
 from bonlib.core.layout import label_fingerprint
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def grown(state: Mapping[str, Any], bag: "HashedMiner") -> dict[str, Any]:
 
     Args:
         state: for which :func:`is_of_first` holds.
-        bag: as it was made, larger.
+        bag: a larger one, whose own state does not count.
 
     Returns:
         What the bag can load; nothing is hashed anew, all is copied once.
@@ -46,23 +46,25 @@ def grown(state: Mapping[str, Any], bag: "HashedMiner") -> dict[str, Any]:
         return torch.from_numpy(blank)
 
     # Samples stand class after class; those of the state come first in each, in the order that it has them.
-    blank = bag.state_dict()
-    order = blank["order"].numpy()
+    order = grouped(bag.class_of, len(bag.classes)).order
+    remembered, width = (len(bag.classes), bag.dim) if bag.pool else (0, 0)
+    blank = {
+        "rows": np.zeros((len(bag.classes), width), dtype=np.int8),
+        "seen": np.zeros(remembered, dtype=bool),
+    }
     table, means = dict(state["table"]), dict(state["means"])
     table |= {
         "num_samples": bag.num_entries,
         "members": torch.from_numpy(entries[as_array(table["members"])].astype(np.int32)),
         "near": spread(table["near"], entries, plain_order(bag.num_entries)),
     }
-    for name in ("rows", "seen"):
-        means[name] = blank["means"][name]
-        if bag.pool:
-            means[name] = spread(state["means"][name], classes, means[name].numpy())
-    own = {name: blank["config"][name] for name in _OF_THE_SET}
+    for name, values in blank.items():
+        means[name] = spread(means[name], classes, values) if bag.pool else torch.from_numpy(values)
+    own = {name: value for name, value in bag._config().items() if name in _OF_THE_SET}
     return dict(state) | {
         "config": dict(state["config"]) | own,
         "drawn": 0,
-        "order": spread(state["order"], np.flatnonzero(order < saved), order.copy()),
+        "order": spread(state["order"], np.flatnonzero(order < saved), order),
         "cursor": spread(state["cursor"], classes, np.zeros(len(bag.classes), dtype=np.int32)),
         "streams": torch.from_numpy(new_streams()),
         "table": table,

@@ -54,6 +54,10 @@ class HashedMiner(Miner):
         """What is remembered of each identity: ``(num_classes, dim)`` float32, zero before anything is."""
         return self._means.values()
 
+    def means_of(self, identities: Ids) -> Tensor:
+        """What is remembered of some identities, positions in :attr:`classes`: ``(…)`` to ``(…, dim)`` float32."""
+        return self._means.values(identities)
+
     def around(self, places: int) -> tuple[Dial, Buckets, NDArray[np.int32], Sketches]:
         """What compiled code needs to gather the pools around so many places; not to be written."""
         self._means.make_room(places)
@@ -92,7 +96,7 @@ class HashedMiner(Miner):
 
         Args:
             i: dataset index.
-            k: number of uniform draws with replacement; by default the whole bag.
+            k: number of uniform draws with replacement, the same at each call; by default the whole bag.
 
         Returns:
             ``(size of the bag,)`` or ``(k,)`` int64; empty where the sample has no code yet or the bag is empty.
@@ -101,7 +105,7 @@ class HashedMiner(Miner):
         code = int(self.codes([i])[0])
         bucket = self.members(code) if code != UNSEEN else np.empty(0, dtype=np.int64)
         bag = bucket[self.class_of[bucket] != self.class_of[i]]
-        return bag if k is None or not len(bag) else self._rng.choice(bag, size=k)
+        return bag if k is None or not len(bag) else np.random.default_rng([self.seed, i]).choice(bag, size=k)
 
     def stats(self) -> dict[str, float]:
         """The state of hash and table in numbers.

@@ -74,10 +74,11 @@ class RunningMeans:
         wide = (torch.from_numpy(means).double() * unit).clamp(-_LARGEST, _LARGEST)
         return batch[0], wide.float().to(embeddings.device)
 
-    def values(self) -> Tensor:
-        """The means as the sketches hold them: ``(num_classes, dim)`` float32, zero where nothing is remembered."""
-        levels = FULL * max(self.sketches.rows.shape[1], 1) ** 0.5
-        return torch.from_numpy(self.sketches.rows.astype(np.float32) * np.float32(self._unit / levels))
+    def values(self, ids: NDArray[np.int64] | None = None) -> Tensor:
+        """Means as the sketches hold them, of all identities or some: ``(…, dim)`` float32, zero where none is."""
+        rows = self.sketches.rows if ids is None else self.sketches.rows[ids]
+        levels = FULL * max(rows.shape[-1], 1) ** 0.5
+        return torch.from_numpy(rows.astype(np.float32) * np.float32(self._unit / levels))
 
     def make_room(self, stamps: int) -> None:
         """Begin the marks of identities anew before so many more stamps would overflow."""

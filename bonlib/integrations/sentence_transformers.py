@@ -70,8 +70,12 @@ class TextBag(TrainerCallback):
     ) -> None:
         if not isinstance(dataset, Dataset):
             raise ValueError(f"dataset is a {type(dataset).__name__}; give one Dataset, such as the split 'train'.")
-        if label is None and _LABEL in dataset.column_names:
+        if _LABEL in dataset.column_names and label != _LABEL:
             raise ValueError(f"dataset has a column {_LABEL!r}; name it (label={_LABEL!r}), or remove it.")
+        if own_layout := sorted(
+            {"form", "steps"} & set(options) | ({"per_class"} & set(options) if label is None else set())
+        ):
+            raise ValueError(f"options has {', '.join(own_layout)}, which follow from the rows; leave it out.")
         if label is not None and label not in dataset.column_names:
             raise ValueError(f"label is {label!r}; the columns are {', '.join(dataset.column_names)}.")
         texts = [name for name in dataset.column_names if name != label]
@@ -98,7 +102,7 @@ class TextBag(TrainerCallback):
         self._share = RankMiner(self.bag)
         self._pending: list[list[int]] = []  # rows of batches that are drawn and not learned from yet
         self._classes = None if label is None else torch.from_numpy(classes)
-        self.dataset = dataset.select_columns(texts).add_column(_LABEL, list(range(rows)))
+        self.dataset = dataset.select_columns(texts).add_column(_LABEL, np.arange(rows))
         self.loss, self.sampler = _WatchedLoss(loss, self), _Sampler(self)
 
     def learn(self, rows: Tensor, embeddings: Tensor) -> None:
@@ -189,7 +193,8 @@ class _Sampler:
         mined = self._mined
         if mined is None:
             raise ValueError("batch_sampler was read from a file; give the sampler of a TextBag anew.")
-        if len(dataset) != len(mined.dataset) or _LABEL not in dataset.column_names:  # to evaluate on
+        numbered = len(dataset) == len(mined.dataset) and _LABEL in dataset.column_names
+        if not numbered or not np.array_equal(dataset[_LABEL][:], np.arange(len(dataset))):  # to evaluate on
             return BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
         if batch_size != mined.batch_size:
             raise ValueError(
@@ -240,7 +245,7 @@ def _encoder(loss: nn.Module) -> SentenceTransformer:
 
 def _warn_of_repeats(dataset: Dataset, texts: list[str]) -> None:
     for name in texts:
-        if repeated := len(dataset) - len(set(dataset[name][:])):
+        if repeated := len(dataset) - len(dataset.unique(name)):
             warnings.warn(
                 f"{repeated} texts of the column {name!r} stand in several rows, which are identities of their own, so "
                 "that they become each other's negatives; give one label to rows of one identity (label=…).",

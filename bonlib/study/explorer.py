@@ -281,7 +281,7 @@ def draw_windows(dataset: LabelledSet, bag: BagOfNegatives, anchor: int, windows
         anchor: dataset index.
         windows: first rank, and the one after the last.
     """
-    pool = bag.candidates(anchor)
+    pool, windows = bag.candidates(anchor), list(windows)
     rows = [np.r_[anchor, [bag.samples_of(c)[0] for c in pool[first:last]]].astype(np.int64) for first, last in windows]
     names = [f"ranks {first} to {last - 1}" for first, last in windows]
     return image_grid(

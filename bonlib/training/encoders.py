@@ -133,7 +133,7 @@ def make_encoder(
     """
     dim, in_channels = whole_number("dim", dim, 1), whole_number("in_channels", in_channels, 1)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # that of the CPU alone
         if name not in ("small", "ngrams"):
             return _backbone(name, dim, in_channels, weights, freeze_batch_norm)
         if weights is not None or freeze_batch_norm:

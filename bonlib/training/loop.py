@@ -24,6 +24,7 @@ from bonlib.training.embed import embed
 from bonlib.training.encoders import unwrapped
 from bonlib.training.metrics import evaluate
 from bonlib.training.optimizers import make_optimizer, values_of
+from bonlib.training.sampled_softmax import SampledSoftmax
 
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
@@ -281,7 +282,7 @@ def _put_back_unless_finite(model: nn.Module, criterion: nn.Module, step: int) -
     """Running statistics and queues change in the forward pass: put them back where what came of it is not finite."""
     kept = [(buffer, buffer.clone()) for part in (model, criterion) for buffer in part.buffers()]
     extra = [
-        (module, module.get_extra_state())
+        (module, getattr(module, "before_step", module.get_extra_state)())
         for part in (model, criterion)
         for module in part.modules()
         if type(module).get_extra_state is not nn.Module.get_extra_state
@@ -317,6 +318,8 @@ def _shared(encoder: nn.Module, loss: nn.Module, miner: Miner) -> tuple[nn.Modul
     """Encoder, loss and miner as they are, or wrapped for several processes."""
     if world_size() == 1:
         return encoder, loss, miner
+    if any(isinstance(module, SampledSoftmax) for module in loss.modules()):
+        raise ValueError(f"loss is a SampledSoftmax, with {world_size()} processes; it is for one, take cosface.")
     learns = any(parameter.requires_grad for parameter in loss.parameters())
     return DistributedDataParallel(encoder), DistributedDataParallel(loss) if learns else loss, RankMiner(miner)
 

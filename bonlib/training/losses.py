@@ -46,8 +46,6 @@ def _recipes() -> dict[str, _Recipe]:
         return losses.MarginLoss(margin=margin, beta=1.2)
 
     def infonce(margin: float) -> nn.Module:
-        if margin == 0:
-            raise ValueError("margin is 0, and is the temperature of infonce; give a number above 0, such as 0.1.")
         return InfoNCE(margin)
 
     def cross_batch(margin: float, dim: int, memory_size: int = 4096) -> nn.Module:
@@ -116,11 +114,17 @@ class InfoNCE(nn.Module):
 
     def __init__(self, temperature: float) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature = real_number("temperature", temperature, 0)
+        if not self.temperature:
+            raise ValueError("temperature is 0, the margin of infonce; give a number above 0, such as 0.1.")
+
+    def extra_repr(self) -> str:
+        """The temperature, for those who print the loss."""
+        return f"temperature={self.temperature}"
 
     def forward(self, embeddings: Tensor, labels: Tensor, _: IndexTuple | None = None) -> Tensor:
         """Embeddings ``(batch, dim)`` and labels ``(batch,)`` to a scalar; 0 where no two are of one label."""
-        rows = nn.functional.normalize(embeddings)
+        rows = nn.functional.normalize(embeddings.float())
         logits = rows @ rows.T / self.temperature  # (batch, batch)
         same = labels[:, None] == labels
         negatives = logits.masked_fill(same, -torch.inf).logsumexp(dim=1, keepdim=True)  # (batch, 1)
@@ -236,5 +240,5 @@ def make_loss(
     if missing:
         raise ValueError(f"loss {name!r} needs {missing}; margins come from the miner 'hierarchical'.")
     with torch.random.fork_rng(devices=[]):  # weights of a loss are drawn from the global generator
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # that of the CPU alone
         return MinedLoss(recipe.loss(margin, **given), recipe.miner and recipe.miner(margin), margin)

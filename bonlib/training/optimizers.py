@@ -25,8 +25,8 @@ def make_optimizer(encoder: nn.Module, loss: nn.Module, lr: float, loss_lr: floa
         for groups, wanted in ((dense, False), (sparse, True)):
             if own := [p for p in module.parameters() if (id(p) in known) == wanted]:
                 groups.append({"params": own, "lr": rate})
-    if not sparse:
-        return torch.optim.Adam(dense, lr=lr)
+    if not (sparse and dense):
+        return torch.optim.SparseAdam(sparse, lr=lr) if sparse else torch.optim.Adam(dense, lr=lr)
     return AdamOfBothKinds(torch.optim.Adam(dense, lr=lr), torch.optim.SparseAdam(sparse, lr=lr))
 
 
@@ -50,6 +50,19 @@ class AdamOfBothKinds(torch.optim.Optimizer):
     def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The groups of both, the dense ones first."""
         return [group for part in self.parts.values() for group in part.param_groups]
+
+    @property
+    def state(self) -> dict[Any, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What both remember of their weights."""
+        return {weight: kept for part in self.parts.values() for weight, kept in part.state.items()}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Not here: it would have to know the kind.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("param_group is given to both kinds of Adam; give it to parts['dense'] or parts['sparse'].")
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of both."""

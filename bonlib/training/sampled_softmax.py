@@ -22,10 +22,11 @@ class SampledSoftmax(nn.Module):
     """CosFace over few of many class centres: those of the batch, those in the buckets around it, and random ones.
 
     The random ones stand for all classes that are left out: their share of the softmax is multiplied by the number of
-    classes that each stands for, so that the sum over all classes is met in expectation. With ``near=0`` all others are
+    classes that each stands for, so that the sum over all classes is met in expectation. At least as many are drawn as
+    the batch has classes, whatever the share. With ``near=0`` all others are
     random, as Partial FC draws them; with ``share=1`` it is CosFace over all classes. Centres are hashed as identities
     are; those that the optimiser moved are corrected before the next batch. Gradients of the centres are sparse: give
-    them to ``torch.optim.SparseAdam``, or to :func:`~bonlib.training.loop.fit`, which does so.
+    them to ``torch.optim.SparseAdam``, or to :func:`~bonlib.training.loop.fit`, which does so. One process alone.
 
     Args:
         num_classes: number of classes; labels are ``0 .. num_classes - 1``.
@@ -56,16 +57,19 @@ class SampledSoftmax(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.num_classes, self.dim = whole_number("num_classes", num_classes, 2), whole_number("dim", dim, 1)
+        self.num_classes = num_classes = whole_number("num_classes", num_classes, 2)
+        self.dim = dim = whole_number("dim", dim, 1)
+        self.seed = seed = whole_number("seed", seed, 0)
         self.share, self.near = real_number("share", share, 0, 1), whole_number("near", near, 0, 64)
         if not self.share:
             raise ValueError("share is 0; give the part of the classes that a batch is compared with, such as 0.1.")
         self.margin, self.scale = real_number("margin", margin, 0), real_number("scale", scale, 0)
-        generator = torch.Generator().manual_seed(whole_number("seed", seed, 0))
+        generator = torch.Generator().manual_seed(seed)
         weights = nn.functional.normalize(torch.randn(num_classes, dim, generator=generator))
         self.centres = nn.Embedding(num_classes, dim, sparse=True, _weight=weights)
         self._rng = np.random.default_rng([seed, 2])
         self._moved: Ids = np.empty(0, dtype=np.int64)  # classes whose centres the optimiser may have moved
+        self._version = self.centres.weight._version  # rises at each step of the optimiser
         self.bag = None
         if self.near:
             self.bag = BagOfNegatives(
@@ -76,14 +80,14 @@ class SampledSoftmax(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, _: IndexTuple | None = None) -> Tensor:
         """Mean loss of a batch: embeddings ``(batch, dim)``, labels ``(batch,)`` to a scalar."""
-        rows = nn.functional.normalize(embeddings)
+        rows = nn.functional.normalize(embeddings.float())
         classes = check_indices("labels", labels, self.num_classes)
         certain, own = self._certain(rows.detach(), classes)
-        random = self._random(certain)
+        random = self._random(certain, least=len(np.unique(classes)))
         ids = torch.from_numpy(np.concatenate([certain, random])).to(rows.device)
         logits = rows @ nn.functional.normalize(self.centres(ids)).T  # (batch, classes)
         place = torch.from_numpy(own).to(rows.device)
-        logits = self.scale * (logits - self.margin * nn.functional.one_hot(place, len(ids)))
+        logits = self.scale * logits.scatter_add(1, place[:, None], logits.new_full((len(rows), 1), -self.margin))
         if len(random):
             stands_for = (self.num_classes - len(certain)) / len(random)
             logits = logits + torch.cat(
@@ -96,22 +100,20 @@ class SampledSoftmax(nn.Module):
     def _certain(self, rows: Tensor, classes: Ids) -> tuple[Ids, Ids]:
         """The classes that take part for sure, sorted, and the place of each sample's own among them."""
         found = classes
-        if self.bag is not None:
-            if len(self._moved):
-                weights = self.centres.weight[torch.from_numpy(self._moved).to(rows.device)].detach()
-                self.bag.correct(self._moved, nn.functional.normalize(weights).cpu())
-                self._moved = np.empty(0, dtype=np.int64)
+        if self.bag is not None and len(self._moved) and self._version != self.centres.weight._version:
+            weights = self.centres.weight[torch.from_numpy(self._moved).to(rows.device)].detach()
+            self.bag.correct(self._moved, nn.functional.normalize(weights).cpu())
+            self._moved, self._version = np.empty(0, dtype=np.int64), self.centres.weight._version
+        if self.bag is not None and bool(torch.isfinite(rows).all()):  # else the loss is not finite, and says so
             near, _ = nearest_identities(self.bag, rows, self.near, without=classes)
             found = np.concatenate([classes, near[near >= 0]])
         certain = np.unique(found)
         return certain, np.searchsorted(certain, classes)
 
-    def _random(self, certain: Ids) -> Ids:
-        """Other classes, each at most once, as many as the share leaves room for."""
-        wanted = min(round(self.share * self.num_classes), self.num_classes) - len(certain)
+    def _random(self, certain: Ids, least: int) -> Ids:
+        """Other classes, each at most once, as many as the share leaves room for, and ``least`` of them."""
         left = self.num_classes - len(certain)
-        if wanted <= 0:
-            return np.empty(0, dtype=np.int64)
+        wanted = min(max(round(self.share * self.num_classes) - len(certain), least), left)
         if wanted * 4 > left:
             others = np.setdiff1d(np.arange(self.num_classes), certain, assume_unique=True)
             return others if wanted >= left else self._rng.choice(others, wanted, replace=False)
@@ -124,7 +126,15 @@ class SampledSoftmax(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """What the next batch depends on beside the centres."""
         bag = {} if self.bag is None else {"bag": self.bag.state_dict()}
-        return bag | {"rng": self._rng.bit_generator.state, "moved": torch.from_numpy(self._moved.copy())}
+        return bag | self.before_step()
+
+    def before_step(self) -> dict[str, Any]:
+        """What a step changes beside weights and codes; codes follow from the weights at the next step."""
+        return {
+            "made": self.extra_repr(),
+            "rng": self._rng.bit_generator.state,
+            "moved": torch.from_numpy(self._moved.copy()),
+        }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take over a state.
@@ -132,10 +142,17 @@ class SampledSoftmax(nn.Module):
         Raises:
             ValueError: if it is of another loss, or damaged; nothing is changed then.
         """
-        own_state(state, "a sampled softmax", ("rng", "moved") if self.bag is None else ("rng", "moved", "bag"))
+        own_state(state, "a sampled softmax", ("made", "rng", "moved"))
+        if state["made"] != self.extra_repr():
+            raise ValueError(f"state is of a loss with {state['made']}, this one has {self.extra_repr()}; make it so.")
         moved = check_indices("moved", state["moved"], self.num_classes)
         rng = np.random.default_rng()
         rng.bit_generator.state = state["rng"]
-        if self.bag is not None:
+        if self.bag is not None and "bag" in state:
             self.bag.load_state_dict(state["bag"])
-        self._rng, self._moved = rng, moved
+        self._rng, self._moved, self._version = rng, moved, -1  # the centres may be others'
+
+    def extra_repr(self) -> str:
+        """What it was made with, for those who print it, and for checkpoints."""
+        names = ("num_classes", "dim", "share", "near", "margin", "scale", "seed")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
