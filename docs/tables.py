@@ -83,7 +83,7 @@ def stages() -> str:
     rows = []
     for name, group in _warm().items():
         means = group.groupby("method")["validation.recall@1"].mean()
-        others = means.drop(["random", "first stage", "two stages", "two stages, learned hash"])
+        others = means.drop(["random", "first stage", "two stages", "two stages, learned hash"], errors="ignore")
         own = against(group, "validation.recall@1", "two stages")
         fewer = 1 - (1 - means["two stages"]) / (1 - means["random"])
         values = [f"{means[method]:.3f}" for method in ("random", "first stage", "two stages")]
@@ -104,9 +104,13 @@ def field() -> str:
             fewer = 1 - (1 - recall) / (1 - means.loc["random", "validation.recall@1"])
             lead = points(table.loc[method]) if method in table.index else ""
             label = f"**{method}**" if method in ("first stage", "two stages") else method
-            share = f"{costs.loc[method, 'miner_share']:.0%}"
-            rows.append([label, f"{recall:.3f}", f"{precision:.3f}", f"{fewer:.0%}", share, lead])
-        header = "method | R@1 | MAP@R | fewer errors than random | time spent on mining | two stages lead by, points"
+            of = group[group["method"] == method]
+            looks = of["miner_stats.looks"].fillna(of["fill"].astype(int)) if "miner_stats.looks" in of else of["fill"]
+            spent = f"{costs.loc[method, 'draw'] + costs.loc[method, 'hash']:.1f}"
+            numbers = [f"{recall:.3f}", f"{precision:.3f}", f"{fewer:.0%}".replace("-0%", "0%").replace("-", "\u2212")]
+            rows.append([label, *numbers, spent, f"{looks.astype(float).mean():.0f}", lead])
+        header = "method | R@1 | MAP@R | fewer errors than random | draw and hash, ms a step | looks at the whole set"
+        header += " | two stages lead by, points"
         parts.append(f"### {NAMES[name]}\n\n{markdown(header, rows)}")
     return "\n\n".join(parts)
 

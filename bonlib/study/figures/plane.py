@@ -62,8 +62,8 @@ def window_in_the_plane(means: NDArray[Any], anchor: int, order: NDArray[Any], w
     ax.scatter(*chosen.T, s=130, facecolors="none", edgecolors=MINER_COLOURS["bag"], linewidths=1.6, label="the window")
     _number(ax, means[order])
     ax.set(aspect="equal")
-    ax.margins(0.15)
-    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.margins(0.2)
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.12, 0.5))
     return figure
 
 
