@@ -15,6 +15,7 @@ from bonlib.study.experiment import Config, Experiment, make_config
 from bonlib.study.records import config_key, find_run, load_galleries, load_history, load_runs, save_run
 from bonlib.study.statistics import (
     against,
+    ahead_of,
     gains,
     leads_by,
     mean_interval,
@@ -371,3 +372,17 @@ def test_galleries_come_into_the_record(folders):
     assert table["gallery"].iloc[0] == 1000 < table["gallery"].iloc[-1]
     assert table["recall@1"].is_monotonic_decreasing
     assert (table["method"] == "BoN sets + batch-hard").all()
+
+
+def test_a_lead_over_training_is_paired_by_seed_and_step():
+    rows = [
+        {"dataset": "d", "method": method, "seed": seed, "step": step, "recall@1": value + seed + step / 100}
+        for method, value in (("a", 0.5), ("b", 0.2)) for seed in (0, 1) for step in (10, 20)
+    ]  # fmt: skip
+    found = ahead_of(pd.DataFrame(rows), "b")
+    assert found.loc[found["method"] == "a", "lead"].tolist() == pytest.approx([0.3] * 4)
+    assert set(found["method"]) == {"a"}
+    with pytest.raises(ValueError, match="method is 'c'"):
+        ahead_of(pd.DataFrame(rows), "c")
+    with pytest.raises(ValueError, match="no run for each"):
+        ahead_of(pd.DataFrame(rows[:-1]), "b")

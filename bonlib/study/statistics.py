@@ -249,6 +249,20 @@ def leads_by(
     return _compared(rows, differences, "lead").sort_values("identities", kind="stable").set_index(by)
 
 
+def ahead_of(history: "pd.DataFrame", method: str, metric: str = "recall@1") -> "pd.DataFrame":
+    """The others of a history with the column ``lead``: what each is ahead of a method's run of that seed and step.
+
+    Raises:
+        ValueError: if the method has no history here, or a run has no partner.
+    """
+    own = history[history["method"] == method].set_index(["dataset", "seed", "step"])[metric]
+    at = history.set_index(["dataset", "seed", "step"]).index
+    if own.empty or not at.isin(own.index).all():
+        raise ValueError(f"method is {method!r}, which has no run for each data set, seed and step of the others here.")
+    found = history.assign(lead=history[metric].to_numpy() - own[at].to_numpy())
+    return found[found["method"] != method]
+
+
 def time_to_accuracy(
     runs: "pd.DataFrame",
     history: "pd.DataFrame",

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from bonlib.study.figures.style import ACCENTS, FORM_DASHES, INK, MINER_COLOURS, MUTED
 from bonlib.study.names import method_name
@@ -44,13 +45,15 @@ def opponents(history: "pd.DataFrame", x: str, references: Sequence[str], metric
         ax.set_title(name, fontsize=9)
     for ax in axes.flat[len(others) :]:
         ax.set_axis_off()
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(4))
+    axes[0, 0].xaxis.set_major_formatter(EngFormatter(sep=""))
     for column in range(columns):  # the lowest panel of a column bears the numbers, even where the row below ends early
         axes[(len(others) - 1 - column) // columns, column].tick_params(labelbottom=True)
     lines, names = axes[0, 0].get_legend_handles_labels()
     names = [f"{name} (thin, in every panel)" for name in names[:-1]]
     figure.legend(lines[:-1], names, loc="outside upper center", ncols=len(references), fontsize=9)
     figure.supxlabel(_AXES.get(x, x), fontsize=10)
-    figure.supylabel(f"{metric}, validation classes", fontsize=10)
+    figure.supylabel(f"{metric.replace('lead', 'ahead of random, R@1')}, validation classes", fontsize=10)
     return figure
 
 
@@ -109,7 +112,13 @@ def leads(tables: "Mapping[str, pd.DataFrame]", method: str) -> Figure:
             ax.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, linewidth=2)
             ax.plot(100 * row["lead"], y, markers.get(row["verdict"], "o"), color=colour, markersize=7)
         ax.axvline(0, color=INK, linewidth=1)
-        reach = 100 * table["lead"].abs().max()
+        sizes = 100 * table["lead"].abs().sort_values()
+        reach = sizes.iloc[-1] if len(sizes) < 2 or sizes.iloc[-1] < 3 * sizes.iloc[-2] else sizes.iloc[-2]
+        for name, row in table[100 * table["lead"].abs() > 1.8 * reach].iterrows():  # off the panel: in words
+            side = "right" if row["lead"] > 0 else "left"
+            at = (0.98 if row["lead"] > 0 else 0.02, others.index(name))
+            text = f"{100 * row['lead']:+.0f}, {row['verdict']}"
+            ax.annotate(text, at, xycoords=("axes fraction", "data"), ha=side, va="center", fontsize=8)
         ax.set(title=title, ylim=(len(others) - 0.4, -0.6), xlim=(-1.8 * reach, 1.8 * reach), yticks=range(len(others)))
         ax.set_yticklabels(others if ax is axes[0, 0] else [])
     figure.supxlabel(f"points by which {method} leads; 95 % intervals, cut where they are wide", fontsize=10)

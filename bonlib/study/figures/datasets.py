@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from bonlib.study.figures.style import INK, LOSS_DASHES, MINER_COLOURS, MUTED
 from bonlib.study.names import method_name
@@ -64,9 +65,14 @@ def curves_by_dataset(history: "pd.DataFrame", metric: str = "recall@1") -> Figu
         top = here[metric].max()
         first = here[here["images"] > here["images"].max() / 4][metric].min()  # the first climb would hide the rest
         ax.set(title=name, xlabel="training images seen", ylim=(first - (top - first) / 8, top + (top - first) / 8))
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes[0, 0].set_ylabel(f"{metric}, validation classes")
-    lines, labels = axes[0, -1].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=2 if len(labels) == 4 else 3, fontsize=9)
+    shown = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    labels = list(shown)
+    figure.legend(
+        list(shown.values()), labels, loc="outside lower center", ncols=2 if len(labels) == 4 else 3, fontsize=9
+    )
     return figure
 
 

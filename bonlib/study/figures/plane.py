@@ -63,7 +63,7 @@ def window_in_the_plane(means: NDArray[Any], anchor: int, order: NDArray[Any], w
     _number(ax, means[order])
     ax.set(aspect="equal")
     ax.margins(0.2)
-    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.12, 0.5))
+    figure.legend(fontsize=8, loc="outside right center")
     return figure
 
 
