@@ -260,7 +260,7 @@ def ahead_of(history: "pd.DataFrame", method: str, metric: str = "recall@1") -> 
     if own.empty or not at.isin(own.index).all():
         raise ValueError(f"method is {method!r}, which has no run for each data set, seed and step of the others here.")
     found = history.assign(lead=history[metric].to_numpy() - own[at].to_numpy())
-    return found[found["method"] != method]
+    return found.query("method != @method")
 
 
 def time_to_accuracy(
