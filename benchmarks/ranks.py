@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from bonlib import BagOfNegatives, load_dataset, make_miner
-from bonlib.study.analysis import class_means
+from bonlib.core.means import class_means
 from bonlib.training.embed import embed
 from bonlib.training.encoders import make_encoder
 from bonlib.training.loop import fit

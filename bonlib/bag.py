@@ -13,12 +13,13 @@ from bonlib.core.growth import grown, is_of_first
 from bonlib.core.hashed import HashedMiner, Unit
 from bonlib.core.hashes import make_hasher
 from bonlib.core.hashing import Hash
-from bonlib.core.kernels import SOURCES, UNSEEN, draw_negatives, draw_seeds, read_codes
+from bonlib.core.kernels import SOURCES, UNSEEN, draw_negatives, draw_seeds
 from bonlib.core.layout import Form, Ids
 from bonlib.core.means import RunningMeans
 from bonlib.core.pool import draw_window_negatives, draw_window_seeds
 from bonlib.core.table import BucketTable, default_bits
 
+_OPTIONS = ("bags", "unit", "pool", "window", "momentum", "random_share", "probe")  # of a bag alone
 _BAGS = 4  # of a set, where nothing else is asked for
 _LEARNED, _AT_ONCE = 200, 128  # batches that the hash learns from where the table is filled at once, and their size
 
@@ -221,8 +222,7 @@ class BagOfNegatives(HashedMiner):
             classes, means = self._means.learn(self.class_of[ids], embeddings, self.hasher.scale)
             if self.unit == "identity":
                 entries, rows = classes, means
-        projections = self.hasher.project(rows)  # (entries, bits)
-        codes, near = read_codes(projections.to(torch.float32).cpu().numpy())
+        codes, near = self.read(rows)
         before = self.table.codes(entries)
         self.table.move(entries, codes, near)
         self._corrected[entries] = self._updates
@@ -269,21 +269,10 @@ class BagOfNegatives(HashedMiner):
         known, added = self.classes[self.class_of], as_array(labels)
         if added.ndim != 1 or added.dtype.kind not in "iu":
             raise ValueError(f"labels has shape {added.shape} and dtype {added.dtype}; give a 1-D array of integers.")
-        if steps is None and self.steps != max(self.num_samples // self.batch_size, 1):
+        if steps is None and self.steps != self.one_pass:
             steps = self.steps
-        names = (
-            "form",
-            "batch_size",
-            "per_class",
-            "bags",
-            "unit",
-            "pool",
-            "window",
-            "momentum",
-            "random_share",
-            "probe",
-        )
-        options: dict[str, Any] = {name: getattr(self, name) for name in names} | {"seed": self.seed}
+        names = ("form", "batch_size", "per_class", "seed", *_OPTIONS)
+        options: dict[str, Any] = {name: getattr(self, name) for name in names}
         larger = BagOfNegatives(
             np.concatenate([known.astype(np.int64), added.astype(np.int64)]), self.dim, **options, steps=steps,
             hasher=self.hasher,
@@ -315,9 +304,7 @@ class BagOfNegatives(HashedMiner):
         own_state(state, "a bag", parts)
 
     def _config(self) -> dict[str, Any]:
-        names = ("bits", "bags", "unit", "pool", "window", "momentum", "random_share", "probe")
-        own = {name: getattr(self, name) for name in names}
-        return super()._config() | own
+        return super()._config() | {name: getattr(self, name) for name in ("bits", *_OPTIONS)}
 
     def _draw_batch(self) -> Ids:
         self._batches += 1

@@ -1,7 +1,6 @@
 """The command line: ``bonlib study|train|evaluate|embed|neighbours|lookalikes|data``."""
 
 import argparse
-import html
 import json
 import sys
 from collections.abc import Callable
@@ -309,7 +308,7 @@ def _lookalikes(options: argparse.Namespace) -> None:
     from bonlib.bag import BagOfNegatives
     from bonlib.core.paths import check_writable, write_atomically
     from bonlib.lookalikes import lookalikes, misfits
-    from bonlib.study.sheet import named, page, rows_of
+    from bonlib.study.sheet import lookalikes_page, named
     from bonlib.training.embed import embed
 
     kind = options.output.suffix.lower()
@@ -327,14 +326,8 @@ def _lookalikes(options: argparse.Namespace) -> None:
         write_atomically(beside, lambda path: named(samples, dataset).to_csv(path, index=False))
         print(f"pairs of identities: {options.output}\nsamples: {beside}")
         return
-    body = (
-        f"<p>{html.escape(repr(dataset))}, by the encoder {html.escape(str(options.weights))}.</p>"
-        "<h2>Identities that may be one</h2><p>A ratio of 1 is what two halves of one identity show.</p>"
-        f"{rows_of(pairs, dataset)}<h2>Samples that may be of another identity</h2>"
-        f"<p>The ratio is the distance to the rest of the own identity over that to the nearest other.</p>"
-        f"{rows_of(samples, dataset)}"
-    )
-    write_atomically(options.output, lambda path: path.write_bytes(page("Look-alikes", body)))
+    content = lookalikes_page(dataset, str(options.weights), pairs, samples)
+    write_atomically(options.output, lambda path: path.write_bytes(content))
     print(f"look-alikes: {options.output}")
 
 

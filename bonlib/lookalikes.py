@@ -9,9 +9,8 @@ from torch import Tensor
 
 from bonlib.bag import BagOfNegatives
 from bonlib.core.checks import check_embeddings, check_indices, needs_extra, whole_number
-from bonlib.core.kernels import read_codes
 from bonlib.core.layout import Ids
-from bonlib.core.pool import pools_around
+from bonlib.core.means import class_means
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +59,7 @@ def nearest_identities(
     found, apart = np.full((len(rows), k), -1, dtype=np.int64), np.full((len(rows), k), np.inf, dtype=np.float32)
     parts = min(-(-len(rows) * bag.pool * bag.dim // _AT_ONCE), len(rows))
     for at in np.array_split(np.arange(len(rows)), parts):
-        candidates = _candidates(bag, rows[at], own[at])  # (part, pool)
+        candidates = bag.pools_near(rows[at], own[at])  # (part, pool)
         none = candidates < 0
         some = candidates.clip(0)
         near = bag.means_of(some) if means is None else means.cpu()[some].float()  # (part, pool, dim)
@@ -71,11 +70,6 @@ def nearest_identities(
         found[at] = np.take_along_axis(candidates, order, axis=1)
         apart[at] = np.take_along_axis(distances, order, axis=1)
     return found, apart
-
-
-def _candidates(bag: BagOfNegatives, rows: Tensor, own: Ids) -> Ids:
-    codes, near = read_codes(bag.hasher.project(rows).to(torch.float32).cpu().numpy())
-    return pools_around(own, codes, near, *bag.around(len(rows)), np.random.default_rng(bag.seed))
 
 
 def lookalikes(bag: BagOfNegatives, embeddings: Tensor, *, top: int = 100, k: int = 8) -> "pd.DataFrame":
@@ -184,7 +178,7 @@ def _groups(bag: BagOfNegatives, rows: Tensor) -> tuple[Tensor, NDArray[np.float
     """Means ``(num_classes, dim)``, sums of squared distances to them and numbers of samples, ``(num_classes,)``."""
     of = torch.from_numpy(bag.class_of.astype(np.int64))
     count = of.bincount(minlength=len(bag.classes))
-    means = rows.new_zeros(len(count), bag.dim).index_add_(0, of, rows) / count[:, None]
+    means = class_means(rows, of, len(count))
     squares = (rows - means[of]).square().sum(dim=1).double()
     return means, torch.zeros(len(count), dtype=torch.float64).index_add_(0, of, squares).numpy(), count.numpy()
 

@@ -30,6 +30,11 @@ def points(row, column: str = "lead") -> str:
     return f"{lead:+.1f} [{low:.1f}, {high:.1f}] {row['verdict']}"
 
 
+def fewer(value: float, baseline: float) -> str:
+    """Share of the errors of a baseline, both recalls, that are no errors any more."""
+    return f"{1 - (1 - value) / (1 - baseline):.0%}".replace("-0%", "0%").replace("-", "\u2212")
+
+
 def finished(sweep: str):
     """The finished runs of a sweep."""
     return load_runs(sweep).query("error.isna()")
@@ -85,10 +90,10 @@ def stages() -> str:
         means = group.groupby("method")["validation.recall@1"].mean()
         others = means.drop(["random", "first stage", "two stages", "two stages, learned hash"], errors="ignore")
         own = against(group, "validation.recall@1", "two stages")
-        fewer = 1 - (1 - means["two stages"]) / (1 - means["random"])
         values = [f"{means[method]:.3f}" for method in ("random", "first stage", "two stages")]
         best = f"{others.max():.3f} {others.idxmax()}"
-        rows.append([NAMES[name], *values, best, points(own.loc["random"]), f"{fewer:.0%}".replace("-", "\u2212")])
+        rows.append([NAMES[name], *values, best, points(own.loc["random"]),
+                     fewer(means["two stages"], means["random"])])  # fmt: skip
     header = "data | random sets | BoN as published | two stages | best of the others"
     return markdown(f"{header} | two stages lead random by, points | fewer errors than random", rows)
 
@@ -101,14 +106,15 @@ def field() -> str:
         means = group.groupby("method")[["validation.recall@1", "validation.map@r"]].mean()
         rows = []
         for method, (recall, precision) in means.sort_values("validation.recall@1", ascending=False).iterrows():
-            fewer = 1 - (1 - recall) / (1 - means.loc["random", "validation.recall@1"])
             lead = points(table.loc[method]) if method in table.index else ""
             label = f"**{method}**" if method in ("first stage", "two stages") else method
             of = group[group["method"] == method]
             looks = of["miner_stats.looks"].fillna(of["fill"].astype(int)) if "miner_stats.looks" in of else of["fill"]
             spent = f"{costs.loc[method, 'draw'] + costs.loc[method, 'hash']:.1f}"
-            numbers = [f"{recall:.3f}", f"{precision:.3f}", f"{fewer:.0%}".replace("-0%", "0%").replace("-", "\u2212")]
-            rows.append([label, *numbers, spent, f"{looks.astype(float).mean():.0f}", lead])
+            errors = fewer(recall, means.loc["random", "validation.recall@1"])
+            rows.append(
+                [label, f"{recall:.3f}", f"{precision:.3f}", errors, spent, f"{looks.astype(float).mean():.0f}", lead]
+            )
         header = "method | R@1 | MAP@R | fewer errors than random | draw and hash, ms a step | looks at the whole set"
         header += " | two stages lead by, points"
         parts.append(f"### {NAMES[name]}\n\n{markdown(header, rows)}")

@@ -159,27 +159,6 @@ def test_equal_pictures_give_equal_files(folders):
     assert sorted(path.name for path in (folders / "figures").iterdir()) == ["00_test.png", "00_test.svg"]
 
 
-@pytest.fixture
-def leads_table():
-    rows = [
-        {"dataset": name, "identities": count, "steps": 100, "random": 0.5, "bag": 0.5 + lead, "lead": lead,
-         "low": lead - 0.01, "high": lead + 0.01, "seeds": 3}
-        for name, count, lead in (("few", 300, -0.02), ("many", 5000, 0.08))
-    ]  # fmt: skip
-    return pd.DataFrame(rows).set_index("dataset")
-
-
-def test_data_sets_stand_in_rows_with_both_miners_and_the_lead(leads_table):
-    values, lead = figures.across(leads_table).axes
-    assert [label.get_text().split("\n")[0] for label in values.get_yticklabels()] == ["few", "many"]
-    lines = lines_by_label(values)
-    assert lines["random sets"].get_xdata().tolist() == [0.5, 0.5]
-    assert lines["BoN sets"].get_xdata() == pytest.approx([0.48, 0.58])
-    assert lines["BoN sets"].get_color() == MINER_COLOURS["bag"]
-    assert [text.get_text() for text in lead.texts] == ["-2.0", "+8.0"]
-    assert all(ax.get_xlabel() for ax in (values, lead))
-
-
 def test_the_plane_shows_each_point_by_its_bucket_and_the_window_by_rank():
     rng, hasher = np.random.default_rng(0), make_hasher("hyperplanes", 2, 2)
     points = rng.normal(size=(30, 2))

@@ -3,16 +3,17 @@
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bonlib.core.checks import check_indices
 from bonlib.core.hashing import Hash
-from bonlib.core.kernels import CODELESS, OWN, SOURCES, UNSEEN, Buckets
+from bonlib.core.kernels import CODELESS, OWN, SOURCES, UNSEEN, read_codes
 from bonlib.core.layout import Ids
-from bonlib.core.means import RunningMeans, Sketches
+from bonlib.core.means import RunningMeans
 from bonlib.core.miner import Miner
-from bonlib.core.pool import Dial, ordered, pool_of
+from bonlib.core.pool import Dial, ordered, pool_of, pools_around
 from bonlib.core.table import BucketTable, ages
 
 Unit = Literal["identity", "sample"]
@@ -58,10 +59,17 @@ class HashedMiner(Miner):
         """What is remembered of some identities, positions in :attr:`classes`: ``(…)`` to ``(…, dim)`` float32."""
         return self._means.values(identities)
 
-    def around(self, places: int) -> tuple[Dial, Buckets, NDArray[np.int32], Sketches]:
-        """What compiled code needs to gather the pools around so many places; not to be written."""
-        self._means.make_room(places)
-        return self._dial, self.table.buckets, self.class_of, self._means.sketches
+    def read(self, rows: Tensor) -> tuple[Ids, NDArray[np.int32]]:
+        """Codes ``(n,)`` of embeddings ``(n, dim)``, and the bits nearest to flipping, as the table takes them."""
+        projections = self.hasher.project(rows)  # (n, bits)
+        return read_codes(projections.to(torch.float32).cpu().numpy())
+
+    def pools_near(self, rows: Tensor, own: Ids) -> Ids:
+        """Identities near embeddings ``(n, dim)``, unordered, without ``own`` ``(n,)``: ``(n, pool)``, -1 for none."""
+        self._means.make_room(len(rows))
+        codes, near = self.read(rows)
+        rng, sketches = np.random.default_rng(self.seed), self._means.sketches
+        return pools_around(own, codes, near, self._dial, self.table.buckets, self.class_of, sketches, rng)
 
     def codes(self, ids: ArrayLike | Tensor) -> Ids:
         """Codes of samples, or of their identities where these are hashed: ``(n,)``, -1 where there is none yet."""

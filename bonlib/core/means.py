@@ -67,9 +67,16 @@ class RunningMeans:
         ids, begins = np.unique(class_of[order], return_index=True)
         batch = ids.astype(np.int64), np.append(begins, len(order)).astype(np.int64)
         means = np.empty((len(ids), rows.shape[1]), dtype=np.float32)
-        levels = np.float32(FULL * rows.shape[1] ** 0.5)  # of a sketch for the unit
         momentum = np.float32(self.momentum)
-        _move(batch, np.ascontiguousarray(rows[order]), levels, momentum, self.sketches, self._seen[ids], means)
+        _move(
+            batch,
+            np.ascontiguousarray(rows[order]),
+            np.float32(self._levels),
+            momentum,
+            self.sketches,
+            self._seen[ids],
+            means,
+        )
         self._seen[ids] = True
         wide = (torch.from_numpy(means).double() * unit).clamp(-_LARGEST, _LARGEST)
         return batch[0], wide.float().to(embeddings.device)
@@ -77,8 +84,12 @@ class RunningMeans:
     def values(self, ids: NDArray[np.int64] | None = None) -> Tensor:
         """Means as the sketches hold them, of all identities or some: ``(…, dim)`` float32, zero where none is."""
         rows = self.sketches.rows if ids is None else self.sketches.rows[ids]
-        levels = FULL * max(rows.shape[-1], 1) ** 0.5
-        return torch.from_numpy(rows.astype(np.float32) * np.float32(self._unit / levels))
+        return torch.from_numpy(rows.astype(np.float32) * np.float32(self._unit / self._levels))
+
+    @property
+    def _levels(self) -> float:
+        """Levels of a sketch for the unit."""
+        return FULL * max(self.sketches.rows.shape[1], 1) ** 0.5
 
     def make_room(self, stamps: int) -> None:
         """Begin the marks of identities anew before so many more stamps would overflow."""
@@ -112,6 +123,18 @@ class RunningMeans:
                 raise ValueError(f"state is damaged: {name} has dtype {array.dtype} and shape {array.shape}.")
         unit = real_number("unit", unit, math.ulp(0))
         self.sketches, self._seen, self._unit = self.sketches._replace(rows=rows.copy()), seen.copy(), unit
+
+
+def class_means(embeddings: Tensor, class_of: NDArray[np.integer[Any]] | Tensor, num_classes: int) -> Tensor:
+    """Mean embedding of each class, zero where it has no sample: ``(num_samples, dim)`` to ``(num_classes, dim)``.
+
+    Example:
+        >>> class_means(torch.tensor([[1.0], [2.0], [4.0]]), np.array([0, 1, 1]), 2).squeeze().tolist()
+        [1.0, 3.0]
+    """
+    of = torch.as_tensor(class_of).long()
+    sums = embeddings.new_zeros(num_classes, embeddings.shape[1]).index_add_(0, of, embeddings)
+    return sums / of.bincount(minlength=num_classes).clamp_min(1)[:, None]
 
 
 @compiled

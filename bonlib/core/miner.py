@@ -83,8 +83,7 @@ class Miner(ABC):
         check_layout(form, self.batch_size, self.per_class, len(self.classes))
         self.dim = whole_number("dim", dim, 1, hint="It is the width of the embeddings.")
         self.num_samples, self.seed = len(class_of), whole_number("seed", seed, 0)
-        one_pass = max(self.num_samples // self.batch_size, 1)
-        self.steps = one_pass if steps is None else whole_number("steps", steps, 1, hint="None is one pass.")
+        self.steps = self.one_pass if steps is None else whole_number("steps", steps, 1, hint="None is one pass.")
         self._rng = np.random.default_rng(self.seed)
         self._classes = grouped(class_of, len(self.classes))
         self._streams = new_streams()  # of anchors and of classes
@@ -98,6 +97,11 @@ class Miner(ABC):
     def class_of(self) -> NDArray[np.int32]:
         """``(num_samples,)`` position of each sample's label in :attr:`classes`."""
         return self._classes.of
+
+    @property
+    def one_pass(self) -> int:
+        """Batches that go through about as many samples as there are."""
+        return max(self.num_samples // self.batch_size, 1)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -72,10 +72,9 @@ class TextBag(TrainerCallback):
             raise ValueError(f"dataset is a {type(dataset).__name__}; give one Dataset, such as the split 'train'.")
         if _LABEL in dataset.column_names and label != _LABEL:
             raise ValueError(f"dataset has a column {_LABEL!r}; name it (label={_LABEL!r}), or remove it.")
-        if own_layout := sorted(
-            {"form", "steps"} & set(options) | ({"per_class"} & set(options) if label is None else set())
-        ):
-            raise ValueError(f"options has {', '.join(own_layout)}, which follow from the rows; leave it out.")
+        follow = {"form", "steps"} if label is not None else {"form", "steps", "per_class"}
+        if given := sorted(follow & set(options)):
+            raise ValueError(f"options has {', '.join(given)}, which follow from the rows; leave it out.")
         if label is not None and label not in dataset.column_names:
             raise ValueError(f"label is {label!r}; the columns are {', '.join(dataset.column_names)}.")
         texts = [name for name in dataset.column_names if name != label]
@@ -210,6 +209,7 @@ class _WatchedLoss(nn.Module):
     def __init__(self, loss: nn.Module, mined: TextBag) -> None:
         super().__init__()
         self.loss, self._mined = loss, mined
+        self._encoder = (_encoder(loss),)  # a tuple, so that it is not a part of this module twice
 
     @property
     def model(self) -> Any:
@@ -218,7 +218,7 @@ class _WatchedLoss(nn.Module):
 
     def forward(self, features: Any, labels: Tensor) -> Any:
         """The loss of a batch, whose ``labels`` ``(batch,)`` are row numbers."""
-        encoder = _encoder(self.loss)
+        (encoder,) = self._encoder
         if not encoder.training:
             return self.loss(features, labels)
         if labels is None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Unpack
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -44,8 +43,7 @@ class Refreshing(Miner):
         **layout: Unpack[Layout],
     ) -> None:
         super().__init__(labels, dim, **layout)
-        one_pass = max(self.num_samples // self.batch_size, 1)
-        self.every = one_pass if every is None else whole_number("every", every, 1, hint="None is one pass.")
+        self.every = self.one_pass if every is None else whole_number("every", every, 1, hint="None is one pass.")
         self.warm_up = whole_number("warm_up", warm_up, 0)
         self._left = self.warm_up  # batches until the next look
         self._looks = 0
@@ -145,15 +143,3 @@ class NearClasses(Refreshing):
 
     def _near(self, anchor: int) -> Iterator[tuple[int, int]]:
         return ((int(c), -1) for c in self._neighbours[self.class_of[anchor]])
-
-
-def class_means(embeddings: Tensor, class_of: NDArray[np.integer[Any]], num_classes: int) -> Tensor:
-    """Mean embedding of each class: ``(num_samples, dim)`` to ``(num_classes, dim)``.
-
-    Example:
-        >>> class_means(torch.tensor([[1.0], [2.0], [4.0]]), np.array([0, 1, 1]), 2).squeeze().tolist()
-        [1.0, 3.0]
-    """
-    of = torch.from_numpy(class_of).long()
-    sums = embeddings.new_zeros(num_classes, embeddings.shape[1]).index_add_(0, of, embeddings)
-    return sums / torch.bincount(of, minlength=num_classes)[:, None]

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bonlib.core.checks import centred, needs_extra, real_number, whole_number
 from bonlib.core.layout import Ids, Layout
-from bonlib.miners.base import NearClasses, class_means
+from bonlib.core.means import class_means
+from bonlib.miners.base import NearClasses
 
 
 class Hierarchical(NearClasses):

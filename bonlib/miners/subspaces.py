@@ -8,7 +8,8 @@ from torch import Tensor
 
 from bonlib.core.checks import check_indices, needs_extra, whole_number
 from bonlib.core.layout import Ids, Layout
-from bonlib.miners.base import Refreshing, class_means
+from bonlib.core.means import class_means
+from bonlib.miners.base import Refreshing
 
 
 class Subspaces(Refreshing):

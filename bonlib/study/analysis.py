@@ -12,6 +12,7 @@ from bonlib.bag import BagOfNegatives
 from bonlib.core.checks import centred
 from bonlib.core.hashing import Hash
 from bonlib.core.kernels import UNSEEN
+from bonlib.core.means import class_means
 from bonlib.core.miner import Miner
 from bonlib.datasets.labelled import LabelledSet
 from bonlib.training.embed import embed
@@ -211,15 +212,9 @@ def hash_everything(bag: BagOfNegatives, embeddings: Tensor, *, batch_size: int 
 def code_staleness(bag: BagOfNegatives, embeddings: Tensor) -> float:
     """Share of entries with a code that is not the one that their embedding, or mean embedding, of now would get."""
     if bag.unit == "identity":
-        embeddings = class_means(embeddings, torch.from_numpy(bag.class_of.astype(np.int64)), len(bag.classes))
+        embeddings = class_means(embeddings, bag.class_of, len(bag.classes))
     stored = torch.from_numpy(bag.table.codes(np.arange(bag.num_entries)))
     return float((bag.hasher.encode(embeddings) != stored)[stored != UNSEEN].float().mean())
-
-
-def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean embedding of each class, zero where it has no sample: ``(num_samples, dim)`` to ``(num_classes, dim)``."""
-    sums = embeddings.new_zeros(num_classes, embeddings.shape[1]).index_add_(0, labels, embeddings)
-    return sums / labels.bincount(minlength=num_classes).clamp_min(1)[:, None]
 
 
 def embed_all(encoder: nn.Module, dataset: LabelledSet) -> Tensor:

@@ -2,7 +2,6 @@
 # ipywidgets' traits are typed more loosely than they behave:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 
-import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
@@ -21,7 +20,7 @@ from bonlib.study.analysis import bag_of, embed_all
 from bonlib.study.experiment import Experiment
 from bonlib.study.figures.images import image_grid, show_image
 from bonlib.study.figures.style import INK, MINER_COLOURS, MUTED, use_style
-from bonlib.study.sheet import picture, png
+from bonlib.study.sheet import data_uri, picture, png
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -259,9 +258,7 @@ class Explorer:
         return [widgets.HTML(f"<i>{title}</i>"), widgets.HBox(buttons or empty, layout={"flex_flow": "row wrap"})]
 
     def _rule(self, sample: int) -> str:
-        picture = (
-            f"url(data:image/png;base64,{base64.b64encode(png(self._story.dataset.pixels([sample])[0])).decode()})"
-        )
+        picture = f"url({data_uri(png(self._story.dataset.pixels([sample])[0]))})"
         return f".bonlib-{sample}{{background:{picture} center/contain no-repeat !important}}"
 
     def _find(self, name: str) -> None:

@@ -36,7 +36,24 @@ def picture(figure: "Figure", kind: str = "png") -> bytes:
 
 def image_tag(content: bytes, text: str) -> str:
     """A png inside a page, with what stands for it where it cannot be seen."""
-    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+    return f'<img alt="{html.escape(text)}" src="{data_uri(content)}">'
+
+
+def data_uri(content: bytes) -> str:
+    """A png as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def lookalikes_page(dataset: LabelledSet, encoder: str, pairs: "pd.DataFrame", samples: "pd.DataFrame") -> bytes:
+    """Both tables of :mod:`bonlib.lookalikes` as a page, with what their ratios mean."""
+    body = (
+        f"<p>{html.escape(repr(dataset))}, by the encoder {html.escape(encoder)}.</p>"
+        "<h2>Identities that may be one</h2><p>A ratio of 1 is what two halves of one identity show.</p>"
+        f"{_rows_of(pairs, dataset)}<h2>Samples that may be of another identity</h2>"
+        "<p>The ratio is the distance to the rest of the own identity over that to the nearest other.</p>"
+        f"{_rows_of(samples, dataset)}"
+    )
+    return page("Look-alikes", body)
 
 
 def named(table: "pd.DataFrame", dataset: LabelledSet) -> "pd.DataFrame":
@@ -52,7 +69,7 @@ def named(table: "pd.DataFrame", dataset: LabelledSet) -> "pd.DataFrame":
     return table
 
 
-def rows_of(table: "pd.DataFrame", dataset: LabelledSet) -> str:
+def _rows_of(table: "pd.DataFrame", dataset: LabelledSet) -> str:
     """A table of :mod:`bonlib.lookalikes` as HTML, with the images of each row where there are any."""
     ids = table[[name for name in table if str(name).endswith("sample")]].to_numpy(copy=True)
     shown = named(table, dataset).round(3)

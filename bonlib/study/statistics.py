@@ -161,24 +161,6 @@ def _compared(rows: list[dict[str, Any]], differences: list[Difference], lead: s
     return pd.DataFrame(rows)
 
 
-def gains(runs: "pd.DataFrame", column: str, *, miner: str = "bag", baseline: str = "random") -> "pd.DataFrame":
-    """What a miner gains over a baseline of the same form and loss, paired by seed.
-
-    Returns:
-        One row for each form and loss that both have: ``form``, ``loss``, ``gain`` (mean), ``low`` and ``high`` of
-        the 95 % interval, Holm's ``p``, ``seeds`` and ``verdict``, as :func:`against` gives them.
-    """
-    rows, differences = [], []
-    for (form, loss), group in runs.groupby(["form", "loss"], sort=False):
-        first, second = group[group["miner"] == miner], group[group["miner"] == baseline]
-        if len(first) and len(second):
-            differences.append(paired_difference(first, second, column))
-            rows.append({"form": form, "loss": loss})
-    if not rows:
-        raise ValueError(f"No form and loss has runs of both {miner!r} and {baseline!r}; run a sweep with both.")
-    return _compared(rows, differences, "gain")
-
-
 def against(runs: "pd.DataFrame", column: str, method: str) -> "pd.DataFrame":
     """What a method is ahead of each other one, paired by seed, with Holm's correction over the table.
 

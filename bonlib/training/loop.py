@@ -24,7 +24,6 @@ from bonlib.training.embed import embed
 from bonlib.training.encoders import unwrapped
 from bonlib.training.metrics import evaluate
 from bonlib.training.optimizers import make_optimizer, values_of
-from bonlib.training.sampled_softmax import SampledSoftmax
 
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
@@ -318,8 +317,6 @@ def _shared(encoder: nn.Module, loss: nn.Module, miner: Miner) -> tuple[nn.Modul
     """Encoder, loss and miner as they are, or wrapped for several processes."""
     if world_size() == 1:
         return encoder, loss, miner
-    if any(isinstance(module, SampledSoftmax) for module in loss.modules()):
-        raise ValueError(f"loss is a SampledSoftmax, with {world_size()} processes; it is for one, take cosface.")
     learns = any(parameter.requires_grad for parameter in loss.parameters())
     return DistributedDataParallel(encoder), DistributedDataParallel(loss) if learns else loss, RankMiner(miner)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bonlib.bag import BagOfNegatives
 from bonlib.core.checks import check_indices, own_state, real_number, whole_number
+from bonlib.core.distributed import world_size
 from bonlib.core.layout import Ids
 from bonlib.core.tuples import IndexTuple
 from bonlib.lookalikes import nearest_identities
@@ -23,10 +24,10 @@ class SampledSoftmax(nn.Module):
 
     The random ones stand for all classes that are left out: their share of the softmax is multiplied by the number of
     classes that each stands for, so that the sum over all classes is met in expectation. At least as many are drawn as
-    the batch has classes, whatever the share. With ``near=0`` all others are
-    random, as Partial FC draws them; with ``share=1`` it is CosFace over all classes. Centres are hashed as identities
-    are; those that the optimiser moved are corrected before the next batch. Gradients of the centres are sparse: give
-    them to ``torch.optim.SparseAdam``, or to :func:`~bonlib.training.loop.fit`, which does so. One process alone.
+    the batch has classes, whatever the share. With ``near=0`` all others are random, as Partial FC draws them; with
+    ``share=1`` it is CosFace over all classes. Centres are hashed as identities are; those that the optimiser moved are
+    corrected before the next batch. Gradients of the centres are sparse: give them to ``torch.optim.SparseAdam``, or to
+    :func:`~bonlib.training.loop.fit`, which does so. One process alone.
 
     Args:
         num_classes: number of classes; labels are ``0 .. num_classes - 1``.
@@ -79,7 +80,13 @@ class SampledSoftmax(nn.Module):
                 self.bag.update(part, weights[part])
 
     def forward(self, embeddings: Tensor, labels: Tensor, _: IndexTuple | None = None) -> Tensor:
-        """Mean loss of a batch: embeddings ``(batch, dim)``, labels ``(batch,)`` to a scalar."""
+        """Mean loss of a batch: embeddings ``(batch, dim)``, labels ``(batch,)`` to a scalar.
+
+        Raises:
+            ValueError: if a label is no class, or there are several processes, whose centres would part.
+        """
+        if world_size() > 1:
+            raise ValueError(f"loss is a SampledSoftmax, with {world_size()} processes; it is for one, take cosface.")
         rows = nn.functional.normalize(embeddings.float())
         classes = check_indices("labels", labels, self.num_classes)
         certain, own = self._certain(rows.detach(), classes)
@@ -90,9 +97,7 @@ class SampledSoftmax(nn.Module):
         logits = self.scale * logits.scatter_add(1, place[:, None], logits.new_full((len(rows), 1), -self.margin))
         if len(random):
             stands_for = (self.num_classes - len(certain)) / len(random)
-            logits = logits + torch.cat(
-                [logits.new_zeros(len(certain)), logits.new_full((len(random),), math.log(stands_for))]
-            )
+            logits[:, len(certain) :] += math.log(stands_for)
         if self.training:
             self._moved = np.union1d(self._moved, ids.cpu().numpy())
         return nn.functional.cross_entropy(logits, place)

@@ -10,7 +10,7 @@ from bonlib.study.figures.codes import (
     same_bucket,
 )
 from bonlib.study.figures.comparison import costs, final_scores, hashes, leads, opponents, over
-from bonlib.study.figures.datasets import across, curves_by_dataset, recall_over_gallery
+from bonlib.study.figures.datasets import curves_by_dataset, recall_over_gallery
 from bonlib.study.figures.images import image_grid, retrievals, show_image
 from bonlib.study.figures.negatives import active_over_training, distances_to_negatives, zero_loss
 from bonlib.study.figures.plane import buckets_in_the_plane, window_in_the_plane
@@ -20,7 +20,6 @@ from bonlib.study.figures.style import save_figure, use_style
 use_style()
 
 __all__ = [
-    "across",
     "active_over_training",
     "bit_balance",
     "bits_compared",

@@ -10,9 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from bonlib.study.figures.style import ACCENTS, FORM_DASHES, INK, MINER_COLOURS, MUTED
+from bonlib.study.figures.style import ACCENTS, FORM_DASHES, INK, MINER_COLOURS, MUTED, count_axis
 from bonlib.study.names import method_name
 from bonlib.study.statistics import mean_interval
 
@@ -22,7 +21,9 @@ if TYPE_CHECKING:
 _AXES = {"images": "training images seen", "training_seconds": "training seconds, evaluation left out"}
 
 
-def opponents(history: "pd.DataFrame", x: str, references: Sequence[str], metric: str = "recall@1") -> Figure:
+def opponents(
+    history: "pd.DataFrame", x: str, references: Sequence[str], metric: str = "recall@1", *, ylabel: str = ""
+) -> Figure:
     """A panel for each method: its curve over those of the references, which are drawn in every panel.
 
     Args:
@@ -30,6 +31,7 @@ def opponents(history: "pd.DataFrame", x: str, references: Sequence[str], metric
         x: ``"images"`` or ``"training_seconds"``.
         references: names of methods.
         metric: column to draw.
+        ylabel: what it is called, where that is not its name.
     """
     last = history[history["step"] == history["step"].max()].groupby("method")[metric].mean()
     others = last.drop(list(references), errors="ignore").sort_values(ascending=False).index
@@ -45,15 +47,14 @@ def opponents(history: "pd.DataFrame", x: str, references: Sequence[str], metric
         ax.set_title(name, fontsize=9)
     for ax in axes.flat[len(others) :]:
         ax.set_axis_off()
-    axes[0, 0].xaxis.set_major_locator(MaxNLocator(4))
-    axes[0, 0].xaxis.set_major_formatter(EngFormatter(sep=""))
+    count_axis(axes[0, 0], 4)
     for column in range(columns):  # the lowest panel of a column bears the numbers, even where the row below ends early
         axes[(len(others) - 1 - column) // columns, column].tick_params(labelbottom=True)
     lines, names = axes[0, 0].get_legend_handles_labels()
     names = [f"{name} (thin, in every panel)" for name in names[:-1]]
     figure.legend(lines[:-1], names, loc="outside upper center", ncols=len(references), fontsize=9)
     figure.supxlabel(_AXES.get(x, x), fontsize=10)
-    figure.supylabel(f"{metric.replace('lead', 'ahead of random, R@1')}, validation classes", fontsize=10)
+    figure.supylabel(f"{ylabel or metric}, validation classes", fontsize=10)
     return figure
 
 

@@ -6,44 +6,12 @@
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from bonlib.study.figures.style import INK, LOSS_DASHES, MINER_COLOURS, MUTED
-from bonlib.study.names import method_name
+from bonlib.study.figures.style import LOSS_DASHES, MINER_COLOURS, MUTED, count_axis
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def across(table: "pd.DataFrame", miner: str = "bag", baseline: str = "random") -> Figure:
-    """Data sets in rows, fewest identities on top: what two miners reach, and the lead with its 95 % interval.
-
-    Args:
-        table: as :func:`~bonlib.study.statistics.leads_by` gives it.
-        miner: whose lead it is.
-        baseline: over which miner.
-    """
-    figure, (values, lead) = plt.subplots(1, 2, figsize=(9.2, 0.55 * len(table) + 1.5), sharey=True)
-    rows = range(len(table))
-    values.hlines(rows, table[baseline], table[miner], color=MUTED, linewidth=1)
-    for name, marker in ((baseline, "s"), (miner, "o")):
-        values.plot(table[name], rows, marker, color=MINER_COLOURS[name], markersize=7, label=method_name(name, "set"))
-    values.set(xlabel="R@1, unseen classes", yticks=rows, ylim=(len(table) - 0.4, -0.6))
-    values.set_yticklabels([
-        f"{name}\n{row['identities']:,.0f} identities, {row['steps']:,.0f} steps" for name, row in table.iterrows()
-    ])  # fmt: skip
-    values.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
-    lead.hlines(rows, 100 * table["low"], 100 * table["high"], color=MINER_COLOURS[miner], linewidth=2)
-    lead.plot(100 * table["lead"], rows, "o", color=MINER_COLOURS[miner], markersize=7)
-    for y, (mean, high) in enumerate(zip(100 * table["lead"], 100 * table["high"], strict=True)):
-        at = mean if np.isnan(high) else high
-        lead.annotate(f"{mean:+.1f}", (at, y), (6, 0), textcoords="offset points", va="center")
-    lead.axvline(0, color=INK, linewidth=1)
-    lead.set(xlabel=f"lead, points of R@1 (95 % interval, {table['seeds'].min():.0f} seeds)")
-    lead.margins(x=0.22)
-    return figure
 
 
 def curves_by_dataset(history: "pd.DataFrame", metric: str = "recall@1") -> Figure:
@@ -65,8 +33,7 @@ def curves_by_dataset(history: "pd.DataFrame", metric: str = "recall@1") -> Figu
         top = here[metric].max()
         first = here[here["images"] > here["images"].max() / 4][metric].min()  # the first climb would hide the rest
         ax.set(title=name, xlabel="training images seen", ylim=(first - (top - first) / 8, top + (top - first) / 8))
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        count_axis(ax, 5)
     axes[0, 0].set_ylabel(f"{metric}, validation classes")
     shown = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     labels = list(shown)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from bonlib.core.paths import figures_dir, write_atomically
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which people with the common kinds of colour blindness can tell apart.
@@ -44,6 +45,14 @@ def use_style() -> None:
     import matplotlib as mpl
 
     mpl.rcParams.update(_STYLE)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def count_axis(ax: "Axes", ticks: int) -> None:
+    """Few ticks on an axis of large numbers, in thousands."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(ticks))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def save_figure(figure: "Figure", name: str) -> Path:
