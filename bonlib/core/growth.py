@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from bonlib.core.checks import as_array
 from bonlib.core.kernels import grouped, new_streams, plain_order
 from bonlib.core.layout import label_fingerprint
+from bonlib.core.means import RunningMeans
 
 if TYPE_CHECKING:
     from bonlib.core.hashed import HashedMiner
@@ -47,19 +48,15 @@ def grown(state: Mapping[str, Any], bag: "HashedMiner") -> dict[str, Any]:
 
     # Samples stand class after class; those of the state come first in each, in the order that it has them.
     order = grouped(bag.class_of, len(bag.classes)).order
-    remembered, width = (len(bag.classes), bag.dim) if bag.pool else (0, 0)
-    blank = {
-        "rows": np.zeros((len(bag.classes), width), dtype=np.int8),
-        "seen": np.zeros(remembered, dtype=bool),
-    }
+    blank = RunningMeans(len(bag.classes), bag.dim if bag.pool else 0, 0.0).state_dict()
     table, means = dict(state["table"]), dict(state["means"])
     table |= {
         "num_samples": bag.num_entries,
         "members": torch.from_numpy(entries[as_array(table["members"])].astype(np.int32)),
         "near": spread(table["near"], entries, plain_order(bag.num_entries)),
     }
-    for name, values in blank.items():
-        means[name] = spread(means[name], classes, values) if bag.pool else torch.from_numpy(values)
+    for name in ("rows", "seen"):
+        means[name] = spread(means[name], classes, blank[name].numpy()) if bag.pool else blank[name]
     own = {name: value for name, value in bag._config().items() if name in _OF_THE_SET}
     return dict(state) | {
         "config": dict(state["config"]) | own,

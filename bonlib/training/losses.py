@@ -45,9 +45,6 @@ def _recipes() -> dict[str, _Recipe]:
     def margin_loss(margin: float) -> nn.Module:
         return losses.MarginLoss(margin=margin, beta=1.2)
 
-    def infonce(margin: float) -> nn.Module:
-        return InfoNCE(margin)
-
     def cross_batch(margin: float, dim: int, memory_size: int = 4096) -> nn.Module:
         return _cross_batch_memory()(contrastive(margin), dim, memory_size)
 
@@ -75,7 +72,7 @@ def _recipes() -> dict[str, _Recipe]:
             lambda _: miners.MultiSimilarityMiner(0.1),
             margin=0.5,
         ),
-        "infonce": _Recipe(infonce, forms=("set", "pair"), margin=0.1),
+        "infonce": _Recipe(InfoNCE, forms=("set", "pair"), margin=0.1),
         "margin": _Recipe(margin_loss, forms=("set", "triplet")),
         "distance-weighted": _Recipe(margin_loss, lambda _: miners.DistanceWeightedMiner(0.5, 1.4)),
         "cross-batch-memory": _Recipe(cross_batch, margin=1.0),
