@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STEPS = 12
@@ -52,6 +53,21 @@ def test_sentence_transformers_on_two_processes_come_to_the_same_bag():
     assert len(tables) == 2
     assert tables[0] == tables[1]
     assert stats(tables[0])["filled"] > 0.5
+
+
+def test_the_trainer_of_transformers_tells_the_bag_each_batch_and_keeps_its_state():
+    pytest.importorskip("transformers")
+    result = stats(run("transformers_loop"))
+    assert result["batches_missed"] == 0
+    assert result["filled"] > 0.1
+    saved = torch.load(EXAMPLES.parent / "build" / "transformers" / f"checkpoint-{STEPS}" / "bag.pt", weights_only=True)
+    assert (saved["updates"], saved["batches"]) == (STEPS, STEPS)
+
+
+def test_no_batch_of_images_and_captions_holds_two_captions_of_an_image():
+    *_, batch = re.findall(r"images in the last batch: (\d+) of (\d+)", output := run("image_text_loop"))
+    assert batch[0] == batch[1] == "64"
+    assert stats(output)["batches_missed"] == 0
 
 
 def test_a_stateful_loader_resumes_in_the_middle_of_a_pass():
