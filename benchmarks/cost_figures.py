@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from bonlib.study.figures.style import ACCENTS, FORM_DASHES, INK, MINER_COLOURS, MUTED, use_style
+from bonlib.study.figures.style import ACCENTS, INK, MINER_COLOURS, MUTED, use_style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,30 +16,28 @@ if TYPE_CHECKING:
 use_style()
 
 _PEERS = {"BoN": (MINER_COLOURS["bag"], "o"), "MPerClassSampler": (MINER_COLOURS["random"], "s")}
-_PEERS |= {"exact search": (MINER_COLOURS["exact"], "^")}
+_PEERS |= {"exact search": (MINER_COLOURS["exact"], "^"), "HNSW graph": (MINER_COLOURS["smart"], "D")}
+_METHODS = {"as published": MINER_COLOURS["bag"], "two stages": MINER_COLOURS["two-stage-bag"]}
 
 
 def batch_costs(batches: "pd.DataFrame", samplers: "pd.DataFrame") -> Figure:
-    """Milliseconds a batch against samples (BoN, by form) and against identities (BoN and its peers), log axes.
+    """Milliseconds a batch against samples (BoN, its slowest form) and against identities (BoN and its peers), log axes.
 
     Args:
         batches: as :func:`~costs.batch_costs` gives it.
         samplers: as :func:`~costs.sampler_costs` gives it.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), sharey=True)
-    for form, rows in batches.groupby("form", sort=False):
-        left.plot(
-            rows["samples"], rows["milliseconds"], FORM_DASHES[str(form)], marker="o", color=MINER_COLOURS["bag"],
-            markersize=4, label=f"BoN {form}s",
-        )  # fmt: skip
-        left.plot(
-            rows["samples"], rows["cold"], FORM_DASHES[str(form)], marker="o", color=MINER_COLOURS["bag"], markersize=4,
-            alpha=0.4, label=f"BoN {form}s, cold caches",
-        )  # fmt: skip
+    for method, rows in (
+        batches.groupby(["method", "samples"], sort=False)[["milliseconds", "cold"]].max().groupby(level=0)
+    ):
+        counts, colour = rows.index.get_level_values("samples"), _METHODS[str(method)]
+        left.plot(counts, rows["milliseconds"], marker="o", color=colour, markersize=4, label=f"{method}, warm caches")
+        left.plot(counts, rows["cold"], "--", marker="o", color=colour, markersize=4, label=f"{method}, cold caches")
     left.axhline(1, color=MUTED, linewidth=1)
     left.text(batches["samples"].min(), 1.1, "1 ms", color=INK, fontsize=8)
     left.set(xscale="log", yscale="log", xlabel="samples", ylabel="milliseconds a batch of 128")
-    left.set_title("draw and move in the table")
+    left.set_title("draw a batch, correct its codes")
     left.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
     for name, rows in samplers.groupby("miner", sort=False):
         colour, marker = _PEERS[str(name)]
@@ -83,11 +81,11 @@ def shares(steps: "pd.DataFrame") -> Figure:
     figure, axes = plt.subplots(len(steps), 1, figsize=(9.6, 0.95 * len(steps) + 0.7), squeeze=False)
     for ax, (_, row) in zip(axes[:, 0], steps.iterrows(), strict=True):
         ax.barh(0, row["training"], color=MUTED, label="forward, loss, backward, optimiser")
-        ours = row["draw"] + row["update"]
+        ours, name = row["draw"] + row["update"], f"{row['encoder']}, {row['method']}"
         ax.barh(0, ours, left=row["training"], color=MINER_COLOURS["bag"], hatch="//", edgecolor="white", label="BoN")
         total = row["training"] + ours
         ax.text(total * 1.01, 0, f"BoN {ours:.1f} ms, {row['share']:.2%}", va="center", fontsize=9)
-        ax.set(yticks=[0], yticklabels=[row["encoder"]], xlim=(0, total * 1.25))
+        ax.set(yticks=[0], yticklabels=[name], xlim=(0, total * 1.25))
         ax.grid(visible=False)
     axes[-1, 0].set_xlabel("milliseconds a step of 128 images")
     axes[0, 0].legend(loc="lower left", ncols=2, bbox_to_anchor=(0, 1))

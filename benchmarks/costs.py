@@ -3,6 +3,7 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportReturnType=false
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import time
@@ -57,8 +58,14 @@ def milliseconds(
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
+METHODS: dict[str, Callable[..., BagOfNegatives]] = {
+    "as published": BagOfNegatives.as_published,
+    "two stages": BagOfNegatives,
+}
+
+
 def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300) -> "pd.DataFrame":
-    """Drawing a batch of 128 and moving its samples in a filled table, against the number of samples.
+    """Drawing a batch of 128 and correcting what is remembered of it, in a filled bag, against the number of samples.
 
     Args:
         sizes: numbers of samples.
@@ -66,37 +73,41 @@ def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300
         repeats: timed draws.
 
     Returns:
-        A row for each size and form: ``milliseconds`` of draw and move together again and again, ``cold`` the same with
-        empty caches, as in a training where a step of the encoder lies between; ``bytes_per_sample`` of table, labels
-        and class index, ``resident_bytes_per_sample`` as the system counts them (NaN but on Linux), ``build_seconds``
-        of making the bag, ``fill_seconds`` of putting all samples in the table.
+        A row for each size, method and form: ``milliseconds`` of draw and correction together again and again, ``cold``
+        the same with empty caches, as in a training where a step of the encoder lies between; ``bytes_per_sample`` of
+        all that the bag holds, ``resident_bytes_per_sample`` as the system counts them (NaN but on Linux),
+        ``build_seconds`` of making the bag, ``fill_seconds`` of putting all entries in the table.
     """
     import pandas as pd
 
     rows = []
-    BagOfNegatives.as_published(np.arange(100), 64, batch_size=8).table.move([0], [0])  # compiles
-    for count in sizes:
+    for make in METHODS.values():
+        _draw_and_correct(make(np.arange(100), 64, batch_size=8), "set", np.random.default_rng(0))  # compiles
+    for count, (method, make) in itertools.product(sizes, METHODS.items()):
         labels, before = np.arange(count) // per_class, _resident_bytes()
         began = time.perf_counter()
-        bag = BagOfNegatives.as_published(labels, 64, seed=0)
+        bag = make(labels, 64, seed=0)
         built = time.perf_counter()
         rng, spent = np.random.default_rng(0), 0.0
-        for ids in np.array_split(rng.permutation(count), max(count // 1_000_000, 1)):
+        for ids in np.array_split(rng.permutation(bag.num_entries), max(bag.num_entries // 1_000_000, 1)):
             codes, near = read_codes(rng.standard_normal((len(ids), bag.bits), dtype=np.float32))
             began_move = time.perf_counter()
             bag.table.move(ids, codes, near)
             spent += time.perf_counter() - began_move
+        sketches = bag._means.sketches.rows
+        for some in np.array_split(np.arange(len(sketches)), 1 + len(sketches) // 1_000_000):
+            sketches[some] = rng.integers(-127, 128, (len(some), sketches.shape[1]), dtype=np.int8)
         memory = {
             "bytes_per_sample": bag.nbytes / count,
             "resident_bytes_per_sample": (_resident_bytes() - before) / count,
             "build_seconds": built - began,
             "fill_seconds": spent,
         }
-        actions = {form: partial(_draw_and_move, bag, form, rng) for form in FORMS}
+        actions = {form: partial(_draw_and_correct, bag, form, rng) for form in FORMS}
         warm, cold = milliseconds(actions, repeats), milliseconds(actions, max(repeats // 10, 10), cold=True)
         for form in actions:
-            shape = {"samples": count, "identities": count // per_class, "form": form, "bits": bag.bits}
-            rows.append(shape | {"milliseconds": warm[form], "cold": cold[form]} | memory)
+            shape = {"samples": count, "identities": count // per_class, "method": method, "form": form}
+            rows.append(shape | {"bits": bag.bits, "milliseconds": warm[form], "cold": cold[form]} | memory)
     return pd.DataFrame(rows)
 
 
@@ -113,6 +124,7 @@ def memory_parts(bag: BagOfNegatives) -> "pd.Series":
         "members of buckets": table._pool.nbytes,
         "probing order": table._near.nbytes,
         "last correction": bag._corrected.nbytes,
+        "sketches": bag._means.nbytes,
     }
     parts["other"] = bag.nbytes - sum(parts.values())
     return pd.Series(parts) / bag.num_samples
@@ -121,8 +133,9 @@ def memory_parts(bag: BagOfNegatives) -> "pd.Series":
 def sampler_costs(identities: Iterable[int], *, per_class: int = 4, repeats: int = 20) -> "pd.DataFrame":
     """A batch of 128 from BoN and from what people use today, against the number of identities.
 
-    The peers: pytorch-metric-learning's ``MPerClassSampler``, and the exact search of the nearest negatives of the
-    batch in the whole set (faiss, flat, 64 dimensions; up to a million samples).
+    The peers: pytorch-metric-learning's ``MPerClassSampler``; the exact search of the nearest negatives of the batch in
+    the whole set (faiss, flat, 64 dimensions; up to a million samples); the same by an HNSW graph that gets the batch's
+    new embeddings too (``M = 32``; up to 400,000 samples, for it takes minutes to build).
 
     Args:
         identities: numbers of identities.
@@ -139,12 +152,12 @@ def sampler_costs(identities: Iterable[int], *, per_class: int = 4, repeats: int
     rows = []
     for count in identities:
         labels = np.arange(count * per_class) // per_class
-        bag, rng = BagOfNegatives.as_published(labels, 64, seed=0), np.random.default_rng(0)
-        bag.table.move(np.arange(len(labels)), rng.integers(0, 2**bag.bits, len(labels)))
+        bag, rng = BagOfNegatives(labels, 64, seed=0), np.random.default_rng(0)
+        bag.table.move(np.arange(count), rng.integers(0, 2**bag.bits, count))
         # The peer lays out all batches of a pass at once: eight of them are timed, and divided.
         peer = MPerClassSampler(labels.tolist(), m=4, batch_size=128, length_before_new_iter=8 * 128)
         actions: dict[str, Callable[[], Any]] = {
-            "BoN": partial(_draw_and_move, bag, "set", rng),
+            "BoN": partial(_draw_and_correct, bag, "set", rng),
             "MPerClassSampler": partial(list, peer),
         }
         if len(labels) <= 1_000_000:
@@ -152,6 +165,10 @@ def sampler_costs(identities: Iterable[int], *, per_class: int = 4, repeats: int
             index, batch = faiss.IndexFlatL2(64), rng.standard_normal((128, 64), dtype=np.float32)
             index.add(rng.standard_normal((len(labels), 64), dtype=np.float32))
             actions["exact search"] = partial(index.search, batch, 50)
+        if len(labels) <= 400_000:
+            graph = faiss.IndexHNSWFlat(64, 32)
+            graph.add(rng.standard_normal((len(labels), 64), dtype=np.float32))
+            actions["HNSW graph"] = lambda graph=graph, batch=batch: (graph.search(batch, 50), graph.add(batch))
         spent = milliseconds(actions, repeats)
         spent["MPerClassSampler"] /= 8
         for name, value in spent.items():
@@ -196,17 +213,17 @@ def step_costs(
         images: samples of the data set, four an identity; the pixels of one batch stand for all.
 
     Returns:
-        A row for each encoder: milliseconds of ``training`` (forward, loss, backward, optimiser), ``draw``, ``update``,
+        A row for each encoder and method: milliseconds of ``training`` (forward, loss, backward, optimiser), ``draw``, ``update``,
         BoN's ``share`` of their sum, ``steps_per_second``.
     """
     import pandas as pd
 
     rows, labels = [], np.arange(images) // 4
-    for name in encoders:
+    for name, (method, make) in itertools.product(encoders, METHODS.items()):
         small, dim = name == "small", 64 if name == "small" else 128
         pixels = torch.rand(128, *((1, 32, 32) if small else (3, 256, 128)), device=device)
         encoder = make_encoder(name, dim=dim, in_channels=pixels.shape[1]).to(device).train()
-        bag = BagOfNegatives.as_published(labels, dim, steps=10**9, seed=0)
+        bag = make(labels, dim, steps=10**9, seed=0)
         train = _training_step(encoder, pixels, torch.optim.Adam(encoder.parameters()))
         embeddings, batches = encoder(pixels).detach(), iter(bag)
         for _ in range(20):
@@ -221,7 +238,8 @@ def step_costs(
         spent = milliseconds(actions, count, device)
         total = sum(spent.values())
         share = (spent["draw"] + spent["update"]) / total
-        rows.append({"encoder": name, "device": device, **spent, "share": share, "steps_per_second": 1000 / total})
+        row = {"encoder": name, "method": method, "device": device, **spent, "share": share}
+        rows.append(row | {"steps_per_second": 1000 / total})
     return pd.DataFrame(rows)
 
 
@@ -299,10 +317,14 @@ def wire_costs(processes: Iterable[int] = (2, 4), *, dim: int = 64, steps: int =
     return pd.DataFrame(rows)
 
 
-def _draw_and_move(bag: BagOfNegatives, form: Any, rng: np.random.Generator) -> None:
+def _draw_and_correct(bag: BagOfNegatives, form: Any, rng: np.random.Generator) -> None:
+    """Draw a batch, then give its entries random codes, and its identities random embeddings where they are kept."""
     bag.form, bag.batch_size = form, BATCH[form]
-    batch = bag._draw_batch().tolist()
-    bag.table.move(batch[:128], rng.integers(0, 2**bag.bits, 128))
+    entries = bag._draw_batch()[:128]
+    if bag.pool:
+        rows = torch.from_numpy(rng.standard_normal((len(entries), bag.dim), dtype=np.float32) / 8)
+        entries, _ = bag._means.learn(bag.class_of[entries], rows, 1.0)
+    bag.table.move(entries, rng.integers(0, 2**bag.bits, len(entries)))
 
 
 def _bare_step(dim: int, bits: int, device: str) -> Callable[[torch.Tensor], None]:

@@ -214,7 +214,13 @@ def contrast(colour, ground) -> float:
 def test_text_and_lines_stand_out_from_the_paper(history):
     assert contrast("black", "white") == pytest.approx(21)
     batches = pd.DataFrame(
-        {"samples": [10, 100] * 2, "form": ["set"] * 2 + ["pair"] * 2, "milliseconds": [1.0, 2] * 2, "cold": 3.0}
+        {
+            "samples": [10, 100] * 2,
+            "method": "two stages",
+            "form": ["set"] * 2 + ["pair"] * 2,
+            "milliseconds": 1.0,
+            "cold": 3.0,
+        }
     )
     samplers = pd.DataFrame({"identities": [10, 100] * 2, "miner": ["BoN"] * 2 + ["exact search"] * 2})
     shown = [
