@@ -1,9 +1,9 @@
-"""Identities that arrive while one trains: half of the places are there from the start, the others after half of the steps.
+"""Identities that arrive while one trains: half of the places are there from the start, the rest after half the steps.
 
-Names of places, InfoNCE, sets of 128, three seeds, each with its own split: ``python benchmarks/arriving.py``, some half an
-hour. Four ways to take the newcomers: random sets of all; a bag that is extended, and keeps what it knows; a bag that is
-made anew, and knows nothing; exact search, which looks at the whole set again when they come and every 500 steps. R@1 of
-all validation places, after each 250 steps. The record is data/results/bench/arriving.json.
+Names of places, InfoNCE, sets of 128, three seeds, each with its own split: ``python benchmarks/arriving.py``, some
+half an hour. Four ways to take the newcomers: random sets of all; a bag that is extended, and keeps what it knows; a
+bag that is made anew, and knows nothing; exact search, which looks at the whole set again when they come and every 500
+steps. R@1 of validation places after each 250 steps. The record is data/results/bench/arriving.json.
 """
 
 import time
@@ -17,9 +17,9 @@ from bonlib import BagOfNegatives, fit, load_dataset, make_miner
 from bonlib.core.miner import Miner
 from bonlib.datasets.labelled import LabelledSet
 from bonlib.study.records import write_bench
+from bonlib.training.checkpoint import Progress
 from bonlib.training.encoders import make_encoder
 from bonlib.training.losses import make_loss
-from bonlib.training.checkpoint import Progress
 
 STEPS, EVERY, DIM, BATCH = 1500, 250, 128, 128  # in each half
 

@@ -21,7 +21,7 @@ _METHODS = {"as published": MINER_COLOURS["bag"], "two stages": MINER_COLOURS["t
 
 
 def batch_costs(batches: "pd.DataFrame", samplers: "pd.DataFrame") -> Figure:
-    """Milliseconds a batch against samples (BoN, its slowest form) and against identities (BoN and its peers), log axes.
+    """Milliseconds a batch against samples (the slowest form of BoN) and against identities (with peers), log axes.
 
     Args:
         batches: as :func:`~costs.batch_costs` gives it.

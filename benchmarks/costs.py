@@ -213,8 +213,8 @@ def step_costs(
         images: samples of the data set, four an identity; the pixels of one batch stand for all.
 
     Returns:
-        A row for each encoder and method: milliseconds of ``training`` (forward, loss, backward, optimiser), ``draw``, ``update``,
-        BoN's ``share`` of their sum, ``steps_per_second``.
+        A row for each encoder and method: milliseconds of ``training`` (forward, loss, backward, optimiser), ``draw``,
+        ``update``, BoN's ``share`` of their sum, ``steps_per_second``.
     """
     import pandas as pd
 

@@ -29,16 +29,11 @@ SHARE, STEPS, DIM = 0.05, 400, 64
 
 def planted(data: LabelledSet, seed: int) -> tuple[LabelledSet, set[tuple[int, int]], set[int]]:
     """The data with split identities and wrong labels, the pairs that are one, and the samples that are wrong."""
-    rng, labels = np.random.default_rng(seed), data.labels.numpy().copy()
-    pairs = set()
-    for new, c in enumerate(rng.permutation(data.num_classes)[: round(SHARE * data.num_classes)], data.num_classes):
-        own = np.flatnonzero(labels == c)
-        labels[rng.permutation(own)[: len(own) // 2]] = new
-        pairs.add((int(c), new))
-    wrong = rng.permutation(len(labels))[: round(SHARE * len(labels))]
-    labels[wrong] = (labels[wrong] + rng.integers(1, labels.max() + 1, len(wrong))) % (labels.max() + 1)
-    names = [f"{name}" for name in data.class_names] + [f"second name {i}" for i in range(len(pairs))]
-    return data.changed(labels=torch.from_numpy(labels), class_names=tuple(names)), pairs, set(wrong.tolist())
+    data = data.with_split_identities(SHARE, seed=seed)
+    names = {name: c for c, name in enumerate(data.class_names)}
+    pairs = {(names[name.removesuffix(" (2)")], c) for name, c in names.items() if name.endswith(" (2)")}
+    noisy = data.with_label_noise(SHARE, seed=seed)
+    return noisy, pairs, set(np.flatnonzero(noisy.labels.numpy() != data.labels.numpy()).tolist())
 
 
 def found_of(listed: list, true: set) -> dict[str, float]:

@@ -192,7 +192,7 @@ def costs() -> str:
         ["hash step as published, 64 to 512 dimensions, 10 to 24 bits",
          f"{hashing['milliseconds'].min():.2f} to {hashing['milliseconds'].max():.2f} ms; Adam on the same layers "
          f"by torch {hashing['floor'].min():.2f} to {hashing['floor'].max():.2f} ms"],
-        *([f"share of BoN in a training step, {name}, {method}", f"{value:.2%}"] for (name, method), value in share.items()),
+        *([f"share of BoN in a step of {name}, {method}", f"{part:.2%}"] for (name, method), part in share.items()),
         ["evaluation of 100,000 against each other, 64 dimensions",
          f"{ours['seconds']:.0f} s and {ours['peak_gib']:.2f} GiB; `AccuracyCalculator` {theirs['seconds']:.0f} s and "
          f"{theirs['peak_gib']:.1f} GiB"],
@@ -223,8 +223,8 @@ def one_batch() -> str:
     table = load_bench("batches_cpu")
     largest = table[table["samples"] == table["samples"].max()].groupby("method").max(numeric_only=True)
     said = [
-        f"{row['milliseconds']:.2f} ms ({row['cold']:.2f} ms with cold caches) in {row['bytes_per_sample']:.0f} bytes a "
-        f"sample with {method}"
+        f"{row['milliseconds']:.2f} ms ({row['cold']:.2f} ms with cold caches) in {row['bytes_per_sample']:.0f} bytes "
+        f"a sample with {method}"
         for method, row in largest.sort_index(ascending=False).iterrows()
     ]
     return ", ".join(said).replace("with as published", "as published")

@@ -151,6 +151,21 @@ def test_label_noise_changes_just_that_share(share):
         data.with_label_noise(2)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_split_identities_bear_a_second_name_on_half_of_their_samples(share):
+    data = Glyphs("train", **FEW)
+    split = data.with_split_identities(share, seed=1)
+    second = {name.removesuffix(" (2)"): c for c, name in enumerate(split.class_names) if name.endswith(" (2)")}
+    assert len(second) == round(share * data.num_classes) == split.num_classes - data.num_classes
+    for c, name in enumerate(data.class_names):
+        own, other = int((split.labels == c).sum()), int((split.labels == second.get(name, -1)).sum())
+        assert own + other == int((data.labels == c).sum())
+        assert own - other in ((0, 1) if name in second else (own,))
+    assert split.images is data.images
+    with pytest.raises(ValueError, match="share is 2; allowed"):
+        data.with_split_identities(2)
+
+
 def test_a_set_moves_to_a_device_and_stays_the_same_set():
     there = Glyphs("validation").with_identities(5).to("meta")
     assert there.images.is_meta

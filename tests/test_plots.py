@@ -108,6 +108,15 @@ def test_leads_and_costs_are_drawn_as_the_tables_say(history):
     assert sum(bar.get_width() for bar in ax.patches) == pytest.approx(120)
 
 
+def test_leads_over_identities_stand_where_the_tables_say():
+    table = pd.DataFrame({"identities": [10, 100], "lead": [0.01, 0.03], "low": [0.0, 0.02], "high": [0.02, 0.05]})
+    (ax,) = figures.leads_over_identities({"bag": table, "two-stage-bag": table.assign(lead=0.02)}).axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["BoN sets", "two-stage BoN sets"]
+    line, _, (bars,) = ax.containers[0]
+    assert line.get_ydata() == pytest.approx([1, 3])
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0, 2], [2, 5]]
+
+
 def test_a_metric_over_a_setting_has_a_line_a_miner(history):
     runs = history.query("form == 'set'").rename(columns={"recall@1": "validation.recall@1"})
     (ax,) = figures.over(runs, "step", "steps").axes

@@ -102,6 +102,7 @@ def test_options_of_hash_loss_and_data_reach_them(folders):
     assert experiment.miner.hasher.lr == 0.01
     assert experiment.loss.loss.scale == 8
     assert experiment.train.num_classes == 30
+    assert Experiment(Config(**options, split_identities=0.1)).train.num_classes == 33
     clean = Experiment(Config(**options | {"label_noise": 0.0})).train
     assert float((clean.labels != experiment.train.labels).float().mean()) == pytest.approx(0.5, abs=0.01)
     hierarchical = Experiment(Config(**options, miner="hierarchical", loss="hierarchical"))

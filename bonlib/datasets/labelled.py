@@ -114,6 +114,24 @@ class LabelledSet(Dataset[tuple[Tensor, int]], ABC):
         labels[wrong] = (labels[wrong] + shifts) % self.num_classes
         return self.changed(labels=labels)
 
+    def with_split_identities(self, share: float, *, seed: int = 0) -> Self:
+        """The same samples; half of those of a ``share`` of the identities, drawn with ``seed``, bear a second name.
+
+        The second names come last, in the order in which their identities were drawn.
+
+        Raises:
+            ValueError: if the share is not in 0 to 1.
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"share is {share}; allowed are 0 to 1.")
+        rng, labels = np.random.default_rng(seed), self.labels.numpy().copy()
+        split = rng.permutation(self.num_classes)[: round(share * self.num_classes)]
+        for second, c in enumerate(split, self.num_classes):
+            own = np.flatnonzero(labels == c)
+            labels[rng.permutation(own)[: len(own) // 2]] = second
+        names = [*self.class_names, *(f"{self.class_names[c]} (2)" for c in split)]
+        return self.changed(labels=torch.from_numpy(labels), class_names=names)
+
     def ids_of_class(self, name: str) -> Tensor:
         """Indices of the samples of the class of that name, ``(samples,)``.
 

@@ -55,6 +55,7 @@ class Config:
     identities: int | None = None  # train on so many, drawn with the seed; None: all
     own_split: bool = False  # whether the seed decides too which identities are for training
     label_noise: float = 0.0  # share of the training images that bear a wrong label, drawn with the seed
+    split_identities: float = 0.0  # share of the training identities of which half the images bear a second name
     encoder: str = ""  # empty: "small", for strings "ngrams"
     encoder_options: dict[str, Any] = field(default_factory=dict)  # of a torchvision backbone, such as weights
     dim: int = 64  # width of the embeddings
@@ -95,7 +96,7 @@ class Config:
             object.__setattr__(self, "loss", _USUAL_LOSS.get(self.form, ""))
         for name, least in (("steps", 1), ("batch_size", 1), ("per_class", 1), ("dim", 1), ("seed", 0), ("workers", 0)):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
-        for name, least in (("lr", 0), ("label_noise", 0)):
+        for name, least in (("lr", 0), ("label_noise", 0), ("split_identities", 0)):
             object.__setattr__(self, name, real_number(name, getattr(self, name), least))
         for name in ("margin", "loss_lr"):
             if getattr(self, name) is not None:
@@ -167,6 +168,8 @@ class Experiment:
         self._content = str(content_key(config.dataset, config.dataset_options).get("content", ""))
         if config.identities is not None:
             self.train = self.train.with_identities(config.identities, seed=config.seed)
+        if config.split_identities:
+            self.train = self.train.with_split_identities(config.split_identities, seed=config.seed)
         if config.label_noise:
             self.train = self.train.with_label_noise(config.label_noise, seed=config.seed)
         if config.device.startswith("cuda") and not config.workers:

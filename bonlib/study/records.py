@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
 _FORMAT = 1  # of a record; older ones do not state it
 # Settings that older records do not have: where they are unset, they do not count.
-_LATER = {"own_split": False, "validation_queries": None, "test_queries": None, "start": None, "fill": False}
+_LATER = {
+    "own_split": False,
+    "validation_queries": None,
+    "test_queries": None,
+    "start": None,
+    "fill": False,
+    "split_identities": 0.0,
+}
 _PACKAGES = ("bonlib", "torch", "numpy", "numba", "pytorch-metric-learning", "matplotlib", "pillow")
 
 

@@ -10,7 +10,7 @@ from bonlib.study.figures.codes import (
     same_bucket,
 )
 from bonlib.study.figures.comparison import costs, final_scores, hashes, leads, opponents, over
-from bonlib.study.figures.datasets import curves_by_dataset, recall_over_gallery
+from bonlib.study.figures.datasets import curves_by_dataset, leads_over_identities, recall_over_gallery
 from bonlib.study.figures.images import image_grid, retrievals, show_image
 from bonlib.study.figures.negatives import active_over_training, distances_to_negatives, zero_loss
 from bonlib.study.figures.plane import buckets_in_the_plane, window_in_the_plane
@@ -34,6 +34,7 @@ __all__ = [
     "hashes",
     "image_grid",
     "leads",
+    "leads_over_identities",
     "occupancy",
     "opponents",
     "over",

@@ -3,12 +3,14 @@
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportIndexIssue=false
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from bonlib.study.figures.style import LOSS_DASHES, MINER_COLOURS, MUTED, count_axis
+from bonlib.study.names import method_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +49,23 @@ def _look(run: "pd.Series") -> tuple[str, str]:
     """Colour and dash of a run: by its miner and loss, and whether its name says that it is a variant."""
     dash = "-." if "," in str(run["name"]) else LOSS_DASHES.get(run["loss"], "-")
     return MINER_COLOURS.get(run["miner"], MUTED), dash
+
+
+def leads_over_identities(tables: "Mapping[str, pd.DataFrame]") -> Figure:
+    """What miners are ahead of random batches against the number of training identities, with 95 % intervals.
+
+    Args:
+        tables: as :func:`~bonlib.study.statistics.leads_by` gives them, by the name of the miner.
+    """
+    figure, ax = plt.subplots(figsize=(6.4, 3.6))
+    for place, (miner, table) in enumerate(tables.items()):
+        lead, x = 100 * table["lead"], table["identities"] * 1.06 ** (place - (len(tables) - 1) / 2)  # side by side
+        reach = [lead - 100 * table["low"], 100 * table["high"] - lead]
+        ax.errorbar(x, lead, reach, marker="o", capsize=3, color=MINER_COLOURS[miner], label=method_name(miner, "set"))
+    ax.axhline(0, color=MINER_COLOURS["random"], linewidth=1)
+    ax.set(xscale="log", xlabel="training identities", ylabel="lead over random sets, points")
+    ax.legend(fontsize=9)
+    return figure
 
 
 def recall_over_gallery(table: "pd.DataFrame") -> Figure:
