@@ -125,12 +125,21 @@ def test_a_metric_over_a_setting_has_a_line_a_miner(history):
     assert ax.containers[1].lines[0].get_ydata() == pytest.approx(expected.to_numpy())
 
 
-def test_hashes_stand_side_by_side_best_on_top():
-    names = {"validation.recall@1": [0.5, 0.7], "miner_stats.entropy_bits": [9, 10], "miner_stats.balance": [0.8, 0.9],
-             "miner_stats.churn": [0.5, np.nan], "bags.found": [0.1, 0.2]}  # fmt: skip
-    figure = figures.hashes(pd.DataFrame({"method": ["a", "autoencoder (ours)"]} | names))
-    assert len(figure.axes) == 5
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "autoencoder (ours)"]
+def test_methods_stand_side_by_side_best_on_top():
+    table = pd.DataFrame({"method": ["a", "ours"], "recall": [0.5, 0.7], "churn": [0.5, np.nan]})
+    recall, churn = figures.side_by_side(table, {"recall": "R@1", "churn": "churn"}, "ours").axes
+    assert (recall.get_title("left"), churn.get_title("left")) == ("R@1", "churn")
+    assert [text.get_text() for text in recall.get_yticklabels()] == ["a", "ours"]
+    assert [line.get_xdata()[0] for line in recall.get_lines()] == [0.5, 0.7]
+
+
+def test_arrivals_mark_the_step_at_which_newcomers_come():
+    table = pd.DataFrame({"method": "one", "seed": [0, 1] * 3, "step": [1, 1, 2, 2, 3, 3]})
+    table = table.assign(identities=[5] * 4 + [9] * 2, **{"recall@1": [0.1, 0.3, 0.2, 0.4, 0.5, 0.7]})
+    (ax,) = figures.arrivals(table).axes
+    line, mark = ax.get_lines()
+    assert line.get_ydata() == pytest.approx([0.2, 0.3, 0.6])
+    assert mark.get_xdata()[0] == 2
 
 
 def test_active_shares_and_densities_are_labelled(history):

@@ -62,24 +62,9 @@ class RunningMeans:
             factor = min(self._unit / unit, 2.0**8)
             self.sketches.rows[:] = np.rint(self.sketches.rows * factor).clip(-127, 127)
             self._unit = unit
-        rows = (embeddings / unit).clamp(-_FAR, _FAR).cpu().numpy()
-        order = np.argsort(class_of, kind="stable")
-        ids, begins = np.unique(class_of[order], return_index=True)
-        batch = ids.astype(np.int64), np.append(begins, len(order)).astype(np.int64)
-        means = np.empty((len(ids), rows.shape[1]), dtype=np.float32)
-        momentum = np.float32(self.momentum)
-        _move(
-            batch,
-            np.ascontiguousarray(rows[order]),
-            np.float32(self._levels),
-            momentum,
-            self.sketches,
-            self._seen[ids],
-            means,
-        )
-        self._seen[ids] = True
-        wide = (torch.from_numpy(means).double() * unit).clamp(-_LARGEST, _LARGEST)
-        return batch[0], wide.float().to(embeddings.device)
+        rows, change = embeddings.contiguous().cpu().numpy(), np.array([self._levels, self.momentum], dtype=np.float32)
+        ids, means = _move(class_of, rows, unit, change, self.sketches.rows, self._seen)
+        return ids, torch.from_numpy(means).to(embeddings.device)
 
     def values(self, ids: NDArray[np.int64] | None = None) -> Tensor:
         """Means as the sketches hold them, of all identities or some: ``(…, dim)`` float32, zero where none is."""
@@ -138,27 +123,34 @@ def class_means(embeddings: Tensor, class_of: NDArray[np.integer[Any]] | Tensor,
 
 
 @compiled
-def _move(batch, rows, scale, momentum, sketches, seen, means):  # pragma: no cover
-    """Move the sketches of identities toward what a batch says of them; also writes the new means.
+def _move(class_of, rows, unit, change, sketches, seen):  # pragma: no cover
+    """Move the sketches of the identities of a batch toward what it says of them; returns them and their new means.
 
     Args:
-        batch: identities ``(n,)``, each once, and where the rows of each begin ``(n + 1,)``.
-        rows: ``(batch, dim)`` float32, identity after identity.
-        scale: levels of a sketch for one unit of a row.
-        momentum: share of the old sketch in the new one.
-        sketches: is written to.
-        seen: ``(n,)`` whether something is remembered already.
-        means: ``(n, dim)`` float32, is written to.
+        class_of: ``(batch,)`` identity of each row.
+        rows: ``(batch, dim)`` float32.
+        unit: the usual length of a row.
+        change: levels of a sketch for that length, and the share of the old sketch in the new one; float32.
+        sketches: ``(num_classes, dim)`` int8, is written to.
+        seen: ``(num_classes,)`` whether something is remembered already, is written to.
     """
-    class_ids, begins = batch
-    for i in range(len(class_ids)):
-        c, count = class_ids[i], begins[i + 1] - begins[i]
+    order = np.argsort(class_of, kind="mergesort")  # stable, so that sums do not depend on the sort
+    ids, means = np.empty(len(rows), dtype=np.int64), np.empty(rows.shape, dtype=np.float32)
+    scale, momentum = change
+    n, begin = 0, 0
+    while begin < len(order):
+        c, end = class_of[order[begin]], begin + 1
+        while end < len(order) and class_of[order[end]] == c:
+            end += 1
         for d in range(rows.shape[1]):
             total = np.float32(0)
-            for j in range(begins[i], begins[i + 1]):
-                total += rows[j, d]
-            value = total / np.float32(count)
-            if seen[i]:
-                value = momentum * (np.float32(sketches.rows[c, d]) / scale) + (np.float32(1) - momentum) * value
-            means[i, d] = value
-            sketches.rows[c, d] = np.int8(min(max(np.rint(value * scale), -127), 127))
+            for j in range(begin, end):
+                total += np.float32(min(max(rows[order[j], d] / unit, -_FAR), _FAR))
+            value = total / np.float32(end - begin)
+            if seen[c]:
+                value = momentum * (np.float32(sketches[c, d]) / scale) + (np.float32(1) - momentum) * value
+            sketches[c, d] = np.int8(min(max(np.rint(value * scale), -127), 127))
+            means[n, d] = min(max(np.float64(value) * unit, -_LARGEST), _LARGEST)
+        ids[n], seen[c] = c, True
+        n, begin = n + 1, end
+    return ids[:n], means[:n]

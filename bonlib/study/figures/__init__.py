@@ -9,7 +9,7 @@ from bonlib.study.figures.codes import (
     occupancy,
     same_bucket,
 )
-from bonlib.study.figures.comparison import costs, final_scores, hashes, leads, opponents, over
+from bonlib.study.figures.comparison import arrivals, costs, final_scores, leads, opponents, over, side_by_side
 from bonlib.study.figures.datasets import curves_by_dataset, leads_over_identities, recall_over_gallery
 from bonlib.study.figures.images import image_grid, retrievals, show_image
 from bonlib.study.figures.negatives import active_over_training, distances_to_negatives, zero_loss
@@ -21,6 +21,7 @@ use_style()
 
 __all__ = [
     "active_over_training",
+    "arrivals",
     "bit_balance",
     "bits_compared",
     "buckets_in_the_plane",
@@ -31,7 +32,6 @@ __all__ = [
     "embedding_map",
     "final_scores",
     "hash_over_training",
-    "hashes",
     "image_grid",
     "leads",
     "leads_over_identities",
@@ -44,6 +44,7 @@ __all__ = [
     "save_figure",
     "seconds_by_part",
     "show_image",
+    "side_by_side",
     "training_curves",
     "window_in_the_plane",
     "zero_loss",

@@ -181,26 +181,21 @@ def over(
     return figure
 
 
-def hashes(table: "pd.DataFrame") -> Figure:
-    """What each hash does, side by side: recall reached, entropy, balance, churn, nearest negatives found.
+def side_by_side(table: "pd.DataFrame", columns: Mapping[str, str], own: str) -> Figure:
+    """What each method comes to, a panel a column: mean over seeds and its 95 % interval, best by the first on top.
 
     Args:
-        table: one run a row, with ``method`` and the columns of a bag's statistics.
+        table: one run a row, with ``method`` and the columns.
+        columns: what each is called.
+        own: the method to stand out.
     """
-    columns = {
-        "validation.recall@1": "recall@1 reached",
-        "miner_stats.entropy_bits": "entropy, bits",
-        "miner_stats.balance": "balance of bits",
-        "miner_stats.churn": "churn",
-        "bags.found": "nearest found",
-    }
-    order = table.groupby("method")["validation.recall@1"].mean().sort_values().index
+    order = table.groupby("method")[next(iter(columns))].mean().sort_values().index
     figure, axes = plt.subplots(1, len(columns), figsize=(11, 0.36 * len(order) + 1.3), sharey=True)
     for ax, (column, title) in zip(axes, columns.items(), strict=True):
         for y, name in enumerate(order):
             values = table.loc[table["method"] == name, column].dropna()
             mean, low, high, seeds = mean_interval(values.tolist()) if len(values) else (np.nan,) * 4
-            colour = MINER_COLOURS["bag"] if name == "autoencoder (ours)" else MUTED
+            colour = MINER_COLOURS["bag"] if name == own else MUTED
             if seeds > 1:
                 ax.plot([low, high], [y, y], color=colour, linewidth=5, alpha=0.3, solid_capstyle="butt")
             ax.plot(mean, y, "o", color=colour, markersize=5)
@@ -208,4 +203,24 @@ def hashes(table: "pd.DataFrame") -> Figure:
         ax.margins(x=0.15)
     axes[0].set(yticks=range(len(order)), ylim=(-0.6, len(order) - 0.4))
     axes[0].set_yticklabels(order)
+    return figure
+
+
+def arrivals(table: "pd.DataFrame") -> Figure:
+    """R@1 against steps, a line a method, the range of its seeds shaded; dashed where newcomers arrive.
+
+    Args:
+        table: as ``benchmarks/arriving.py`` writes it: ``method``, ``seed``, ``step``, ``identities``, ``recall@1``.
+    """
+    figure, ax = plt.subplots(figsize=(7.2, 3.6))
+    colours = (MINER_COLOURS["random"], MINER_COLOURS["two-stage-bag"], MINER_COLOURS["bag"], MINER_COLOURS["exact"])
+    for colour, (name, rows) in zip(colours, table.groupby("method", sort=False), strict=False):
+        by_step = rows.groupby("step")["recall@1"]
+        ax.plot(by_step.mean(), marker="o", markersize=3, color=colour, label=name)
+        ax.fill_between(by_step.min().index, by_step.min(), by_step.max(), color=colour, alpha=0.15, linewidth=0)
+    first = table.loc[table["identities"] == table["identities"].min(), "step"].max()
+    ax.axvline(first, color=INK, linewidth=1, linestyle="--")
+    ax.annotate("the other half arrives", (first, 0.03), (4, 0), ("data", "axes fraction"), "offset points", fontsize=8)
+    ax.set(xlabel="steps", ylabel="R@1, validation identities")
+    ax.legend(fontsize=9)
     return figure
