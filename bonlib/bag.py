@@ -20,7 +20,7 @@ from bonlib.core.pool import draw_window_negatives, draw_window_seeds
 from bonlib.core.table import BucketTable, default_bits
 
 _OPTIONS = ("bags", "unit", "pool", "window", "momentum", "random_share", "probe")  # of a bag alone
-_BAGS = 4  # of a set, where nothing else is asked for
+_BAGS, _WINDOW, _MOMENTUM = 4, (0, 8), 0.5  # where nothing else is asked for
 _LEARNED, _AT_ONCE = 200, 128  # batches that the hash learns from where the table is filled at once, and their size
 
 
@@ -96,8 +96,8 @@ class BagOfNegatives(HashedMiner):
         bags: int | None = None,
         unit: Unit = "identity",
         pool: int = 64,
-        window: tuple[int, int] = (0, 8),
-        momentum: float = 0.5,
+        window: tuple[int, int] = _WINDOW,
+        momentum: float = _MOMENTUM,
         random_share: float = 0.0,
         probe: bool = True,
         bits: int | None = None,
@@ -120,6 +120,8 @@ class BagOfNegatives(HashedMiner):
         first = whole_number("window[0]", window[0], 0, most, "It is below pool.")
         self.window = first, whole_number("window[1]", window[1], first + 1)
         self.momentum = real_number("momentum", momentum, 0, 0.99)
+        if not self.pool and (self.window, self.momentum) != (_WINDOW, _MOMENTUM):
+            raise ValueError("pool is 0, which has no use for window and momentum; leave them out, or give a pool.")
         self.random_share, self.probe = real_number("random_share", random_share, 0, 1), bool(probe)
         self.num_entries = len(self.classes) if unit == "identity" else self.num_samples
         if isinstance(hasher, str):

@@ -159,6 +159,7 @@ def test_as_published_is_the_first_stage_alone():
         ({"window": (64, 80)}, r"window\[0\] is 64; allowed are 0 to 63. It is below pool"),
         ({"window": (4, 4)}, r"window\[1\] is 4; give at least 5"),
         ({"momentum": 1}, "momentum is 1.0; allowed are 0 to 0.99"),
+        ({"unit": "sample", "pool": 0, "window": (2, 10)}, "pool is 0, which has no use for window"),
     ],
 )
 def test_bad_dials_are_refused(options, message):
