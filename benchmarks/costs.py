@@ -82,7 +82,8 @@ def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300
 
     rows = []
     for make in METHODS.values():
-        _draw_and_correct(make(np.arange(100), 64, batch_size=8), "set", np.random.default_rng(0))  # compiles
+        small = make(np.arange(1000), 64)
+        _draw_and_correct(small, "set", *_told(small, np.random.default_rng(0)))  # compiles
     for count, (method, make) in itertools.product(sizes, METHODS.items()):
         labels, before = np.arange(count) // per_class, _resident_bytes()
         began = time.perf_counter()
@@ -103,11 +104,12 @@ def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300
             "build_seconds": built - began,
             "fill_seconds": spent,
         }
-        actions = {form: partial(_draw_and_correct, bag, form, rng) for form in FORMS}
+        actions = {form: partial(_draw_and_correct, bag, form, *_told(bag, rng)) for form in FORMS}
         warm, cold = milliseconds(actions, repeats), milliseconds(actions, max(repeats // 10, 10), cold=True)
         for form in actions:
             shape = {"samples": count, "identities": count // per_class, "method": method, "form": form}
             rows.append(shape | {"bits": bag.bits, "milliseconds": warm[form], "cold": cold[form]} | memory)
+        del bag, actions, sketches  # before the memory of the next is measured
     return pd.DataFrame(rows)
 
 
@@ -157,7 +159,7 @@ def sampler_costs(identities: Iterable[int], *, per_class: int = 4, repeats: int
         # The peer lays out all batches of a pass at once: eight of them are timed, and divided.
         peer = MPerClassSampler(labels.tolist(), m=4, batch_size=128, length_before_new_iter=8 * 128)
         actions: dict[str, Callable[[], Any]] = {
-            "BoN": partial(_draw_and_correct, bag, "set", rng),
+            "BoN": partial(_draw_and_correct, bag, "set", *_told(bag, rng)),
             "MPerClassSampler": partial(list, peer),
         }
         if len(labels) <= 1_000_000:
@@ -317,14 +319,20 @@ def wire_costs(processes: Iterable[int] = (2, 4), *, dim: int = 64, steps: int =
     return pd.DataFrame(rows)
 
 
-def _draw_and_correct(bag: BagOfNegatives, form: Any, rng: np.random.Generator) -> None:
-    """Draw a batch, then give its entries random codes, and its identities random embeddings where they are kept."""
+def _draw_and_correct(bag: BagOfNegatives, form: Any, codes: np.ndarray, rows: torch.Tensor) -> None:
+    """Draw a batch, then give its entries these codes, and its identities these embeddings where they are kept."""
     bag.form, bag.batch_size = form, BATCH[form]
     entries = bag._draw_batch()[:128]
     if bag.pool:
-        rows = torch.from_numpy(rng.standard_normal((len(entries), bag.dim), dtype=np.float32) / 8)
         entries, _ = bag._means.learn(bag.class_of[entries], rows, 1.0)
-    bag.table.move(entries, rng.integers(0, 2**bag.bits, len(entries)))
+    bag.table.move(entries, np.roll(codes, int(entries[0]))[: len(entries)])
+
+
+def _told(bag: BagOfNegatives, rng: np.random.Generator) -> tuple[np.ndarray, torch.Tensor]:
+    """Random codes and embeddings for a batch."""
+    return rng.integers(0, 2**bag.bits, 128), torch.from_numpy(
+        rng.standard_normal((128, bag.dim), dtype=np.float32)
+    ) / 8
 
 
 def _bare_step(dim: int, bits: int, device: str) -> Callable[[torch.Tensor], None]:

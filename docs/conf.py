@@ -36,7 +36,22 @@ nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # nothing from a network; a fi
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 myst_enable_extensions = ["dollarmath", "substitution"]
 myst_substitutions = {
-    **{name: getattr(tables, name)() for name in ("scratch", "large", "stages", "field", "smooth", "costs")},
+    **{
+        name: getattr(tables, name)()
+        for name in (
+            "scratch",
+            "large",
+            "stages",
+            "field",
+            "smooth",
+            "costs",
+            "law",
+            "second_stage",
+            "harm",
+            "centres",
+            "loops",
+        )
+    },
     "hashes": tables.ablation("ablation_hash", "autoencoder (ours)"),
     "ranks": tables.ablation_ranks(),
     "lookalikes": tables.lookalikes(),
