@@ -3,6 +3,7 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportReturnType=false
 
 import contextlib
+import gc
 import itertools
 import multiprocessing
 import os
@@ -110,6 +111,7 @@ def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300
             shape = {"samples": count, "identities": count // per_class, "method": method, "form": form}
             rows.append(shape | {"bits": bag.bits, "milliseconds": warm[form], "cold": cold[form]} | memory)
         del bag, actions, sketches  # before the memory of the next is measured
+        gc.collect()
     return pd.DataFrame(rows)
 
 
@@ -221,27 +223,27 @@ def step_costs(
     import pandas as pd
 
     rows, labels = [], np.arange(images) // 4
-    for name, (method, make) in itertools.product(encoders, METHODS.items()):
+    for name in encoders:
         small, dim = name == "small", 64 if name == "small" else 128
         pixels = torch.rand(128, *((1, 32, 32) if small else (3, 256, 128)), device=device)
         encoder = make_encoder(name, dim=dim, in_channels=pixels.shape[1]).to(device).train()
-        bag = make(labels, dim, steps=10**9, seed=0)
-        train = _training_step(encoder, pixels, torch.optim.Adam(encoder.parameters()))
-        embeddings, batches = encoder(pixels).detach(), iter(bag)
-        for _ in range(20):
-            bag.update(next(batches), embeddings)
-        state: dict[str, Any] = {}
-        actions = {
-            "training": train,
-            "draw": lambda state=state, batches=batches: state.update(batch=next(batches)),
-            "update": lambda bag=bag, state=state, rows=embeddings: bag.update(state["batch"], rows),
-        }
-        count = repeats if small or device != "cpu" else max(repeats // 10, 2)
-        spent = milliseconds(actions, count, device)
-        total = sum(spent.values())
-        share = (spent["draw"] + spent["update"]) / total
-        row = {"encoder": name, "method": method, "device": device, **spent, "share": share}
-        rows.append(row | {"steps_per_second": 1000 / total})
+        actions = {"training": _training_step(encoder, pixels, torch.optim.Adam(encoder.parameters()))}
+        embeddings = encoder(pixels).detach()
+        for method, make in METHODS.items():
+            bag = make(labels, dim, steps=10**9, seed=0)
+            batches, drawn = iter(bag), {}
+            for _ in range(20):
+                bag.update(next(batches), embeddings)
+            actions[f"draw, {method}"] = lambda drawn=drawn, batches=batches: drawn.update(batch=next(batches))
+            actions[f"update, {method}"] = lambda bag=bag, drawn=drawn, rows=embeddings: bag.update(
+                drawn["batch"], rows
+            )
+        spent = milliseconds(actions, repeats if small or device != "cpu" else max(repeats // 10, 2), device)
+        for method in METHODS:
+            parts = {"training": spent["training"]} | {of: spent[f"{of}, {method}"] for of in ("draw", "update")}
+            total = sum(parts.values())
+            row = {"encoder": name, "method": method, "device": device, **parts, "share": 1 - parts["training"] / total}
+            rows.append(row | {"steps_per_second": 1000 / total})
     return pd.DataFrame(rows)
 
 
