@@ -1,5 +1,6 @@
 """Bag of Negatives: a hash, a table and sketches, from which sets, triplets and pairs are drawn."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,10 +42,11 @@ class BagOfNegatives(HashedMiner):
     * ``"pair"``: anchors and their positives, other anchors and their negatives, each a quarter of the batch.
 
     An anchor without a code gets random negatives: training starts as random sampling and turns to windows as the table
-    fills, which one pass does, or :meth:`fill` at once. Cost a step: O(batch · pool), whatever the number of samples or
-    classes. Memory: some 8 bytes a sample and 45 + ``dim`` a class. :meth:`as_published` has the first stage alone,
-    over samples, as we read the paper. Workers of a ``DataLoader`` draw some steps ahead, so that codes are only that
-    much staler; call ``update`` in the main process.
+    fills, by itself or by :meth:`fill` at once. With sets it fills in some passes: where identities have four samples,
+    six of ten have a code after the first, nine of ten after the third. Cost a step: O(batch · pool), whatever the
+    number of samples or classes. Memory: some 8 bytes a sample and 45 + ``dim`` a class. :meth:`as_published` has the
+    first stage alone, over samples, as we read the paper. Workers of a ``DataLoader`` draw some steps ahead, so that
+    codes are only that much staler; call ``update`` in the main process.
 
     Args:
         labels: ``(num_samples,)`` integers, the class of each sample of the dataset.
@@ -52,13 +54,13 @@ class BagOfNegatives(HashedMiner):
         form: ``"set"``, ``"triplet"`` or ``"pair"``.
         batch_size: indices in a batch: a multiple of ``per_class``, 3 or 4 by form.
         per_class: samples of each class in a set; smaller classes are drawn with replacement.
-        bags: anchors whose windows, or buckets, the classes of a set come from; by default four, or as many as there
-            are classes in a set.
+        bags: anchors whose windows, or buckets, the classes of a set come from; by default four, or more where four
+            windows are too narrow for a set. With fewer than that, ranks behind the window are drawn too.
         unit: what the table holds: ``"identity"``, or ``"sample"`` with a code for each sample.
         pool: candidates at most, 0 to 4096; with 0 classes and negatives are drawn from buckets as they are, which is
             for ``unit="sample"``.
         window: ranks of the pool that are drawn from, ``(first, last)``, the last left out. A higher first skips the
-            nearest, which may be wrong labels; a higher last is easier.
+            nearest, which may be wrong labels; a higher last is easier. A pool that does not reach to it gives none.
         momentum: share of the old running mean in the new one, 0 to 0.99.
         random_share: share of the classes of a set, or of the negatives, that are drawn at random instead: 0 to 1.
         probe: whether a bucket with too few others is helped out by its Hamming neighbours, before random samples are.
@@ -106,9 +108,6 @@ class BagOfNegatives(HashedMiner):
         seed: int = 0,
     ) -> None:
         super().__init__(labels, dim, form=form, batch_size=batch_size, per_class=per_class, steps=steps, seed=seed)
-        classes = self.batch_size // self.per_class if form == "set" else None
-        bags = min(_BAGS, classes or 1) if bags is None else bags
-        self.bags = whole_number("bags", bags, 1, classes, "A set has no more classes." if classes else "")
         if unit not in ("identity", "sample"):
             raise ValueError(f"unit is {unit!r}; allowed are 'identity' and 'sample'.")
         self.unit, self.pool = unit, whole_number("pool", pool, 0, 4096, "0 draws from buckets as they are.")
@@ -119,6 +118,11 @@ class BagOfNegatives(HashedMiner):
         most = self.pool - 1 if self.pool else None
         first = whole_number("window[0]", window[0], 0, most, "It is below pool.")
         self.window = first, whole_number("window[1]", window[1], first + 1)
+        classes = self.batch_size // self.per_class if form == "set" else None
+        if bags is None:
+            width = self.window[1] - self.window[0]
+            bags = min(max(_BAGS, math.ceil((classes or 1) / (1 + width))), classes or 1)
+        self.bags = whole_number("bags", bags, 1, classes, "A set has no more classes." if classes else "")
         self.momentum = real_number("momentum", momentum, 0, 0.99)
         if not self.pool and (self.window, self.momentum) != (_WINDOW, _MOMENTUM):
             raise ValueError("pool is 0, which has no use for window and momentum; leave them out, or give a pool.")

@@ -102,10 +102,19 @@ def test_negatives_come_from_the_window(form):
         assert order[3] <= distances(anchor, [labels[negative]])[0] <= order[8]
 
 
-def test_a_window_behind_what_a_pool_holds_begins_at_its_front():
-    bag = filled(window=(60, 80), bags=1)  # of 39 others
-    assert len(set(labels[bag.draw_seeds(6)])) == 6
-    assert bag.stats()["from_random"] == 0
+@pytest.mark.parametrize("form", ["set", "triplet"])
+def test_a_pool_that_does_not_reach_to_the_window_gives_none(form):
+    bag = filled(window=(60, 80), form=form)  # of 39 others
+    assert len(next(iter(bag))) == 24
+    assert bag.stats()["from_random"] == 1
+
+
+@pytest.mark.parametrize(("batch_size", "window", "bags"), [(16, (0, 8), 4), (128, (0, 8), 4), (160, (0, 8), 5),
+                                                              (160, (2, 4), 14), (160, (0, 40), 4)])  # fmt: skip
+def test_as_many_anchors_as_windows_can_serve(batch_size, window, bags):
+    bag = BagOfNegatives(labels, DIM, batch_size=batch_size, window=window)
+    assert bag.bags == bags
+    assert batch_size // 4 - bags <= bags * (window[1] - window[0])
 
 
 def test_a_sketch_is_a_running_mean():

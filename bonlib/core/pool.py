@@ -163,8 +163,7 @@ def draw_window_seeds(anchors, shares, dial, buckets, classes, sketches, chance,
         n = pool_of(anchor, dial, buckets, classes, sketches, rng, candidates, ends) if found < wanted else 0
         if n > 0:
             order = ordered(c, candidates, n, sketches)
-            first = dial.first if dial.first < n else 0
-            last = min(dial.last, n)
+            first, last = min(dial.first, n), min(dial.last, n)
             for i in range(first, n):  # the window in random order, and behind it the next in theirs
                 if found == wanted:
                     break
@@ -195,13 +194,12 @@ def draw_window_negatives(anchors, dial, buckets, classes, sketches, rng, tally)
     for i in range(len(anchors)):
         c = classes.of[anchors[i]]
         n = pool_of(anchors[i], dial, buckets, classes, sketches, rng, candidates, ends)
-        if n > 0:
+        if n > dial.first:
             order = ordered(c, candidates, n, sketches)
-            first = dial.first if dial.first < n else 0
-            place = order[rng.integers(first, max(min(dial.last, n), first + 1))]
+            place = order[rng.integers(dial.first, min(dial.last, n))]
             drawn[i] = next_in_class(candidates[place], classes, rng)
             tally[_source(place, ends)] += 1
         else:
             drawn[i] = random_negative(c, classes, rng)
-            tally[RANDOM if n == 0 else CODELESS] += 1
+            tally[RANDOM if n >= 0 else CODELESS] += 1
     return drawn
