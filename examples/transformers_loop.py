@@ -35,12 +35,13 @@ class BagTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         embeddings = model(inputs["image"])
         loss, _ = batch_hard(embeddings, inputs["labels"], None)
-        bag.update(inputs["index"], embeddings)  # BoN
+        if model.training:
+            bag.update(inputs["index"], embeddings)  # BoN
         return (loss, embeddings) if return_outputs else loss
 
 
 class Keep(TrainerCallback):
-    """The bag's state beside each checkpoint; ``bag.load_state_dict(torch.load(file))`` goes on from it."""
+    """The bag's state beside each checkpoint; load it before resuming, with ``ignore_data_skip=True``."""
 
     def on_save(self, args, state, control, **kwargs) -> None:
         torch.save(bag.state_dict(), f"{args.output_dir}/checkpoint-{state.global_step}/bag.pt")
