@@ -3,7 +3,6 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportReturnType=false
 
 import contextlib
-import gc
 import itertools
 import multiprocessing
 import os
@@ -76,43 +75,43 @@ def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300
     Returns:
         A row for each size, method and form: ``milliseconds`` of draw and correction together again and again, ``cold``
         the same with empty caches, as in a training where a step of the encoder lies between; ``bytes_per_sample`` of
-        all that the bag holds, ``resident_bytes_per_sample`` as the system counts them (NaN but on Linux),
-        ``build_seconds`` of making the bag, ``fill_seconds`` of putting all entries in the table.
+        all that the bag holds, ``build_seconds`` of making it, ``fill_seconds`` of putting all entries in the table.
     """
     import pandas as pd
 
-    rows = []
-    for make in METHODS.values():
-        small = make(np.arange(1000), 64)
-        _draw_and_correct(small, "set", *_told(small, np.random.default_rng(0)))  # compiles
+    rows, rng = [], np.random.default_rng(0)
+    for make in METHODS.values():  # compiles
+        small, _ = filled(make, np.arange(1000), 64, rng)
+        _draw_and_correct(small, "set", *_told(small, rng))
     for count, (method, make) in itertools.product(sizes, METHODS.items()):
-        labels, before = np.arange(count) // per_class, _resident_bytes()
-        began = time.perf_counter()
-        bag = make(labels, 64, seed=0)
-        built = time.perf_counter()
-        rng, spent = np.random.default_rng(0), 0.0
-        for ids in np.array_split(rng.permutation(bag.num_entries), max(bag.num_entries // 1_000_000, 1)):
-            codes, near = read_codes(rng.standard_normal((len(ids), bag.bits), dtype=np.float32))
-            began_move = time.perf_counter()
-            bag.table.move(ids, codes, near)
-            spent += time.perf_counter() - began_move
-        sketches = bag._means.sketches.rows
-        for some in np.array_split(np.arange(len(sketches)), 1 + len(sketches) // 1_000_000):
-            sketches[some] = rng.integers(-127, 128, (len(some), sketches.shape[1]), dtype=np.int8)
-        memory = {
-            "bytes_per_sample": bag.nbytes / count,
-            "resident_bytes_per_sample": (_resident_bytes() - before) / count,
-            "build_seconds": built - began,
-            "fill_seconds": spent,
-        }
+        bag, seconds = filled(make, np.arange(count) // per_class, 64, rng)
+        costs = {"bytes_per_sample": bag.nbytes / count} | seconds
         actions = {form: partial(_draw_and_correct, bag, form, *_told(bag, rng)) for form in FORMS}
         warm, cold = milliseconds(actions, repeats), milliseconds(actions, max(repeats // 10, 10), cold=True)
         for form in actions:
             shape = {"samples": count, "identities": count // per_class, "method": method, "form": form}
-            rows.append(shape | {"bits": bag.bits, "milliseconds": warm[form], "cold": cold[form]} | memory)
-        del bag, actions, sketches  # before the memory of the next is measured
-        gc.collect()
+            rows.append(shape | {"bits": bag.bits, "milliseconds": warm[form], "cold": cold[form]} | costs)
+        del bag, actions  # before the next is made
     return pd.DataFrame(rows)
+
+
+def filled(
+    make: Callable[..., BagOfNegatives], labels: np.ndarray, dim: int, rng: np.random.Generator, **options: Any
+) -> tuple[BagOfNegatives, dict[str, float]]:
+    """A bag whose entries all have random codes and sketches, and the seconds of making it and of filling its table."""
+    began, spent = time.perf_counter(), 0.0
+    bag = make(labels, dim, seed=0, **options)
+    built = time.perf_counter() - began
+    for ids in np.array_split(rng.permutation(bag.num_entries), max(bag.num_entries // 1_000_000, 1)):
+        codes, near = read_codes(rng.standard_normal((len(ids), bag.bits), dtype=np.float32))
+        began = time.perf_counter()
+        bag.table.move(ids, codes, near)
+        spent += time.perf_counter() - began
+    sketches = bag._means.sketches.rows
+    for some in np.array_split(np.arange(len(sketches)), 1 + len(sketches) // 1_000_000):
+        sketches[some] = rng.integers(-127, 128, (len(some), sketches.shape[1]), dtype=np.int8)
+    bag._means._seen[:] = True
+    return bag, {"build_seconds": built, "fill_seconds": spent}
 
 
 def memory_parts(bag: BagOfNegatives) -> "pd.Series":
@@ -156,8 +155,8 @@ def sampler_costs(identities: Iterable[int], *, per_class: int = 4, repeats: int
     rows = []
     for count in identities:
         labels = np.arange(count * per_class) // per_class
-        bag, rng = BagOfNegatives(labels, 64, seed=0), np.random.default_rng(0)
-        bag.table.move(np.arange(count), rng.integers(0, 2**bag.bits, count))
+        rng = np.random.default_rng(0)
+        bag, _ = filled(BagOfNegatives, labels, 64, rng)
         # The peer lays out all batches of a pass at once: eight of them are timed, and divided.
         peer = MPerClassSampler(labels.tolist(), m=4, batch_size=128, length_before_new_iter=8 * 128)
         actions: dict[str, Callable[[], Any]] = {
@@ -230,10 +229,8 @@ def step_costs(
         actions = {"training": _training_step(encoder, pixels, torch.optim.Adam(encoder.parameters()))}
         embeddings = encoder(pixels).detach()
         for method, make in METHODS.items():
-            bag = make(labels, dim, steps=10**9, seed=0)
+            bag, _ = filled(make, labels, dim, np.random.default_rng(0), steps=10**9)
             batches, drawn = iter(bag), {}
-            for _ in range(20):
-                bag.update(next(batches), embeddings)
             actions[f"draw, {method}"] = lambda drawn=drawn, batches=batches: drawn.update(batch=next(batches))
             actions[f"update, {method}"] = lambda bag=bag, drawn=drawn, rows=embeddings: bag.update(
                 drawn["batch"], rows

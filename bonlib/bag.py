@@ -55,7 +55,7 @@ class BagOfNegatives(HashedMiner):
         batch_size: indices in a batch: a multiple of ``per_class``, 3 or 4 by form.
         per_class: samples of each class in a set; smaller classes are drawn with replacement.
         bags: anchors whose windows, or buckets, the classes of a set come from; by default four, or more where four
-            windows are too narrow for a set. With fewer than that, ranks behind the window are drawn too.
+            windows are too narrow for a set. Where windows overlap, or are too few, ranks behind them are drawn too.
         unit: what the table holds: ``"identity"``, or ``"sample"`` with a code for each sample.
         pool: candidates at most, 0 to 4096; with 0 classes and negatives are drawn from buckets as they are, which is
             for ``unit="sample"``.
@@ -120,8 +120,8 @@ class BagOfNegatives(HashedMiner):
         self.window = first, whole_number("window[1]", window[1], first + 1)
         classes = self.batch_size // self.per_class if form == "set" else None
         if bags is None:
-            width = self.window[1] - self.window[0]
-            bags = min(max(_BAGS, math.ceil((classes or 1) / (1 + width))), classes or 1)
+            width = min(self.window[1], self.pool) - self.window[0]  # below 0 where there is no pool
+            bags = min(max(_BAGS, math.ceil((classes or 1) / (1 + width)) if self.pool else 0), classes or 1)
         self.bags = whole_number("bags", bags, 1, classes, "A set has no more classes." if classes else "")
         self.momentum = real_number("momentum", momentum, 0, 0.99)
         if not self.pool and (self.window, self.momentum) != (_WINDOW, _MOMENTUM):

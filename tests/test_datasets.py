@@ -162,6 +162,10 @@ def test_split_identities_bear_a_second_name_on_half_of_their_samples(share):
         assert own + other == int((data.labels == c).sum())
         assert own - other in ((0, 1) if name in second else (own,))
     assert split.images is data.images
+    single = data.subset(
+        np.flatnonzero((data.labels != 0).numpy()).tolist() + data.ids_of_class(data.class_names[0])[:1].tolist()
+    )
+    assert int(single.with_split_identities(1.0).labels.bincount().min()) >= 1  # one sample has one name
     with pytest.raises(ValueError, match="share is 2; allowed"):
         data.with_split_identities(2)
 

@@ -57,14 +57,16 @@ def test_sentence_transformers_on_two_processes_come_to_the_same_bag():
 
 def test_the_trainer_of_transformers_tells_the_bag_each_batch_and_keeps_its_state():
     pytest.importorskip("transformers")
+    file = EXAMPLES.parent / "build" / "transformers" / f"checkpoint-{STEPS}" / "bag.pt"
+    file.unlink(missing_ok=True)
     result = stats(run("transformers_loop"))
     assert result["batches_missed"] == 0
     assert result["filled"] > 0.1
-    saved = torch.load(EXAMPLES.parent / "build" / "transformers" / f"checkpoint-{STEPS}" / "bag.pt", weights_only=True)
+    saved = torch.load(file, weights_only=True)
     assert (saved["updates"], saved["batches"]) == (STEPS, STEPS)
 
 
-def test_no_batch_of_images_and_captions_holds_two_captions_of_an_image():
+def test_a_batch_of_images_and_captions_holds_one_caption_of_an_image():
     *_, batch = re.findall(r"images in the last batch: (\d+) of (\d+)", output := run("image_text_loop"))
     assert batch[0] == batch[1] == "64"
     assert stats(output)["batches_missed"] == 0

@@ -109,12 +109,16 @@ def test_a_pool_that_does_not_reach_to_the_window_gives_none(form):
     assert bag.stats()["from_random"] == 1
 
 
-@pytest.mark.parametrize(("batch_size", "window", "bags"), [(16, (0, 8), 4), (128, (0, 8), 4), (160, (0, 8), 5),
-                                                              (160, (2, 4), 14), (160, (0, 40), 4)])  # fmt: skip
-def test_as_many_anchors_as_windows_can_serve(batch_size, window, bags):
-    bag = BagOfNegatives(labels, DIM, batch_size=batch_size, window=window)
+@pytest.mark.parametrize(
+    ("batch_size", "pool", "window", "bags"),
+    [(16, 64, (0, 8), 4), (128, 64, (0, 8), 4), (160, 64, (0, 8), 5), (160, 64, (2, 4), 14), (160, 64, (0, 40), 4),
+     (160, 4, (0, 8), 8)],
+)  # fmt: skip
+def test_as_many_anchors_as_windows_can_serve(batch_size, pool, window, bags):
+    bag = BagOfNegatives(labels, DIM, batch_size=batch_size, pool=pool, window=window)
     assert bag.bags == bags
-    assert batch_size // 4 - bags <= bags * (window[1] - window[0])
+    assert batch_size // 4 - bags <= bags * (min(window[1], pool) - window[0])
+    assert BagOfNegatives(labels, DIM, batch_size=batch_size, unit="sample", pool=0).bags == 4
 
 
 def test_a_sketch_is_a_running_mean():

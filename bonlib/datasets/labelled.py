@@ -117,7 +117,8 @@ class LabelledSet(Dataset[tuple[Tensor, int]], ABC):
     def with_split_identities(self, share: float, *, seed: int = 0) -> Self:
         """The same samples; half of those of a ``share`` of the identities, drawn with ``seed``, bear a second name.
 
-        The second names come last, in the order in which their identities were drawn.
+        The share is of the identities with two samples or more. The second names come last, in the order in which
+        their identities were drawn.
 
         Raises:
             ValueError: if the share is not in 0 to 1.
@@ -125,7 +126,8 @@ class LabelledSet(Dataset[tuple[Tensor, int]], ABC):
         if not 0 <= share <= 1:
             raise ValueError(f"share is {share}; allowed are 0 to 1.")
         rng, labels = np.random.default_rng(seed), self.labels.numpy().copy()
-        split = rng.permutation(self.num_classes)[: round(share * self.num_classes)]
+        several = np.flatnonzero(np.bincount(labels, minlength=self.num_classes) > 1)
+        split = rng.permutation(several)[: round(share * len(several))]
         for second, c in enumerate(split, self.num_classes):
             own = np.flatnonzero(labels == c)
             labels[rng.permutation(own)[: len(own) // 2]] = second
