@@ -27,7 +27,10 @@ from bonlib.study.statistics import mean_interval
 TRAINING_NOTEBOOK = "04_training"
 PRESETS = {
     "quick": ("quick",),
-    "full": ("stages", "warm", "large", "ablation_triplets", "ablation_sets", "ablation_hash", "ablation_ranks"),
+    "full": (
+        *("stages", "warm", "law", "harm", "large", "centres", "ablation_stages"),
+        *("ablation_triplets", "ablation_sets", "ablation_hash", "ablation_ranks"),
+    ),
 }
 
 
