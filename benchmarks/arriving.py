@@ -1,7 +1,7 @@
 """Identities that arrive while one trains: half of the places are there from the start, the rest after half the steps.
 
 Names of places, InfoNCE, sets of 128, three seeds, each with its own split: ``python benchmarks/arriving.py``, some
-half an hour. Four ways to take the newcomers: random sets of all; a bag that is extended, and keeps what it knows; a
+twenty minutes. Four ways to take the newcomers: random sets of all; a bag that is extended, and keeps what it knows; a
 bag that is made anew, and knows nothing; exact search, which looks at the whole set again when they come and every 500
 steps. R@1 of validation places after each 250 steps. The record is data/results/bench/arriving.json.
 """
@@ -21,7 +21,7 @@ from bonlib.training.checkpoint import Progress
 from bonlib.training.encoders import make_encoder
 from bonlib.training.losses import make_loss
 
-STEPS, EVERY, DIM, BATCH = 1500, 250, 128, 128  # in each half
+STEPS, EVERY, DIM, BATCH = 1000, 250, 128, 128  # in each half
 
 
 def bag(labels: torch.Tensor, seed: int) -> BagOfNegatives:
