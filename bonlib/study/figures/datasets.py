@@ -64,6 +64,9 @@ def leads_over_identities(tables: "Mapping[str, pd.DataFrame]") -> Figure:
         ax.errorbar(x, lead, reach, marker="o", capsize=3, color=MINER_COLOURS[miner], label=method_name(miner, "set"))
     ax.axhline(0, color=MINER_COLOURS["random"], linewidth=1)
     ax.set(xscale="log", xlabel="training identities", ylabel="lead over random sets, points")
+    ax.minorticks_off()
+    sizes = sorted({size for table in tables.values() for size in table["identities"]})
+    ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
     ax.legend(fontsize=9)
     return figure
 
