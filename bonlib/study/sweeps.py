@@ -28,7 +28,7 @@ TRAINING_NOTEBOOK = "04_training"
 PRESETS = {
     "quick": ("quick",),
     "full": (
-        *("stages", "warm", "law", "harm", "large", "centres", "ablation_stages"),
+        *("stages", "warm", "law", "harm", "large", "ablation_stages"),
         *("ablation_triplets", "ablation_sets", "ablation_hash", "ablation_ranks"),
     ),
 }
