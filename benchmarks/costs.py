@@ -130,7 +130,7 @@ def memory_parts(bag: BagOfNegatives) -> "pd.Series":
         "sketches": bag._means.nbytes,
     }
     parts["other"] = bag.nbytes - sum(parts.values())
-    return pd.Series(parts) / bag.num_samples
+    return pd.Series({name: size / bag.num_samples for name, size in parts.items() if size})
 
 
 def sampler_costs(identities: Iterable[int], *, per_class: int = 4, repeats: int = 20) -> "pd.DataFrame":
