@@ -48,7 +48,6 @@ myst_substitutions = {
             "law",
             "second_stage",
             "harm",
-            "centres",
             "loops",
         )
     },

@@ -203,20 +203,6 @@ def harm() -> str:
     return markdown("training labels | method | R@1 | two stages lead by, points", rows)
 
 
-def centres() -> str:
-    """Classification over very many classes: all centres, random ones, near and random ones."""
-    runs = finished("centres")
-    runs = runs.assign(step=1000 * runs["seconds.compute"] / runs["steps"])
-    means = runs.groupby("method")[["validation.recall@1", "validation.map@r", "step", "peak_memory_gib"]].mean()
-    table = against(runs, "validation.recall@1", "all centres")
-    rows = [
-        [method, f"{row['validation.recall@1']:.3f}", f"{row['validation.map@r']:.3f}", f"{row['step']:.0f}",
-         f"{row['peak_memory_gib']:.1f}", points(table.loc[method]) if method in table.index else ""]
-        for method, row in means.sort_values("validation.recall@1", ascending=False).iterrows()
-    ]  # fmt: skip
-    return markdown("centres | R@1 | MAP@R | ms a step | GiB | all centres lead by, points", rows)
-
-
 def loops() -> str:
     """Pairs of texts and identities that arrive."""
     pairs = load_bench("pairs").groupby("method", sort=False)[["mrr@10", "seconds"]].mean()
