@@ -54,7 +54,7 @@ def scratch() -> str:
         values = [f"{row[miner]:.3f}" if miner in row else "" for miner in ("random", "bag", "two-stage-bag")]
         rows.append([row["size"], f"sets + {row['loss']}", f"{row['steps']:,}", *values, points(row)])
     header = "data, to train on | batches and loss | steps | random | as published | two stages"
-    return markdown(f"{header} | BoN leads random by, points", rows)
+    return markdown(f"{header} | last BoN leads random by, points", rows)
 
 
 def _large(column: str) -> list[dict]:
