@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 use_style()
 
-_PEERS = {"BoN": (MINER_COLOURS["bag"], "o"), "MPerClassSampler": (MINER_COLOURS["random"], "s")}
+_PEERS = {"BoN": (MINER_COLOURS["two-stage-bag"], "o"), "MPerClassSampler": (MINER_COLOURS["random"], "s")}
 _PEERS |= {"exact search": (MINER_COLOURS["exact"], "^"), "HNSW graph": (MINER_COLOURS["smart"], "D")}
 _METHODS = {"as published": MINER_COLOURS["bag"], "two stages": MINER_COLOURS["two-stage-bag"]}
 
@@ -35,7 +35,7 @@ def batch_costs(batches: "pd.DataFrame", samplers: "pd.DataFrame") -> Figure:
         left.plot(counts, rows["milliseconds"], marker="o", color=colour, markersize=4, label=f"{method}, warm caches")
         left.plot(counts, rows["cold"], "--", marker="o", color=colour, markersize=4, label=f"{method}, cold caches")
     left.axhline(1, color=MUTED, linewidth=1)
-    left.text(batches["samples"].min(), 1.1, "1 ms", color=INK, fontsize=8)
+    left.text(batches["samples"].min(), 0.97, "1 ms", color=INK, fontsize=8, va="top")
     left.set(xscale="log", yscale="log", xlabel="samples", ylabel="milliseconds a batch of 128")
     left.set_title("draw a batch, correct its codes")
     left.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
