@@ -34,8 +34,6 @@ def batch_costs(batches: "pd.DataFrame", samplers: "pd.DataFrame") -> Figure:
         counts, colour = rows.index.get_level_values("samples"), _METHODS[str(method)]
         left.plot(counts, rows["milliseconds"], marker="o", color=colour, markersize=4, label=f"{method}, warm caches")
         left.plot(counts, rows["cold"], "--", marker="o", color=colour, markersize=4, label=f"{method}, cold caches")
-    left.axhline(1, color=MUTED, linewidth=1)
-    left.text(batches["samples"].min(), 0.97, "1 ms", color=INK, fontsize=8, va="top")
     left.set(xscale="log", yscale="log", xlabel="samples", ylabel="milliseconds a batch of 128")
     left.set_title("draw a batch, correct its codes")
     left.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
