@@ -7,13 +7,13 @@ steps. R@1 of validation places after each 250 steps. The record is data/results
 """
 
 import time
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from bonlib import BagOfNegatives, fit, load_dataset, make_miner
+from bonlib import fit, load_dataset, make_miner
 from bonlib.core.miner import Miner
 from bonlib.datasets.labelled import LabelledSet
 from bonlib.study.records import write_bench
@@ -24,27 +24,18 @@ from bonlib.training.losses import make_loss
 STEPS, EVERY, DIM, BATCH = 1000, 250, 128, 128  # in each half
 
 
-def bag(labels: torch.Tensor, seed: int) -> BagOfNegatives:
-    """Two stages, as they are by default."""
-    return BagOfNegatives(labels, DIM, batch_size=BATCH, steps=STEPS, seed=seed)
-
-
-def search(labels: torch.Tensor, seed: int) -> Miner:
-    """The nearest eight identities by a look at the whole set."""
-    return make_miner("exact", labels, DIM, batch_size=BATCH, steps=STEPS, seed=seed, groups=4, every=500, ranks=(1, 8))
-
-
-def chance(labels: torch.Tensor, seed: int) -> Miner:
-    """Random sets."""
-    return make_miner("random", labels, DIM, batch_size=BATCH, steps=STEPS, seed=seed)
-
-
-METHODS: dict[str, Callable[[torch.Tensor, int], Miner]] = {
-    "random sets": chance,
-    "bag, extended": bag,
-    "bag, made anew": bag,
-    "exact search, looks again": search,
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name and options of the miner
+    "random sets": ("random", {}),
+    "bag, extended": ("two-stage-bag", {}),
+    "bag, made anew": ("two-stage-bag", {}),
+    "exact search, looks again": ("exact", {"groups": 4, "every": 500, "ranks": (1, 8)}),
 }
+
+
+def miner_of(method: str, labels: torch.Tensor, seed: int) -> Miner:
+    """The miner of a method, for sets of the samples with these labels."""
+    name, options = METHODS[method]
+    return make_miner(name, labels, DIM, batch_size=BATCH, steps=STEPS, seed=seed, **options)
 
 
 def in_order_of_arrival(data: LabelledSet, seed: int) -> tuple[LabelledSet, int]:
@@ -57,13 +48,13 @@ def in_order_of_arrival(data: LabelledSet, seed: int) -> tuple[LabelledSet, int]
 def run(method: str, whole: LabelledSet, known: int, validation: LabelledSet, seed: int) -> list[dict[str, float]]:
     """Train on the first samples, then on all; the history of evaluations."""
     encoder, loss = make_encoder("ngrams", dim=DIM, seed=seed), make_loss("infonce", margin=0.1)
-    miner, rows, spent = METHODS[method](whole.labels[:known], seed), [], 0.0
+    miner, rows, spent = miner_of(method, whole.labels[:known], seed), [], 0.0
     for half, data in enumerate((whole.subset(np.arange(known)), whole)):
         began = time.perf_counter()
         if half and method == "bag, extended":
             miner.extend(whole.labels[known:])
         elif half:
-            miner = METHODS[method](whole.labels, seed)
+            miner = miner_of(method, whole.labels, seed)
         spent += time.perf_counter() - began
         progress = Progress()
         torch.manual_seed(seed)

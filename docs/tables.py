@@ -31,6 +31,11 @@ def points(row, column: str = "lead") -> str:
     return f"{lead:+.1f} [{low:.1f}, {high:.1f}] {row['verdict']}"
 
 
+def lead_of(table: pd.DataFrame, method: str) -> str:
+    """The lead over a method, empty for the one whose lead it is."""
+    return points(table.loc[method]) if method in table.index else ""
+
+
 def fewer(value: float, baseline: float) -> str:
     """Share of the errors of a baseline, both recalls, that are no errors any more."""
     return f"{1 - (1 - value) / (1 - baseline):.0%}".replace("-0%", "0%").replace("-", "\u2212")
@@ -109,7 +114,7 @@ def field() -> str:
         means = group.groupby("method")[["validation.recall@1", "validation.map@r"]].mean()
         rows = []
         for method, (recall, precision) in means.sort_values("validation.recall@1", ascending=False).iterrows():
-            lead = points(table.loc[method]) if method in table.index else ""
+            lead = lead_of(table, method)
             label = f"**{method}**" if method in ("first stage", "two stages") else method
             of = group[group["method"] == method]
             looks = of["miner_stats.looks"].fillna(of["fill"].astype(int)) if "miner_stats.looks" in of else of["fill"]
@@ -180,7 +185,7 @@ def second_stage() -> str:
     columns = ["validation.recall@1", "validation.map@r"]
     means, table = runs.groupby("method")[columns].mean(), against(runs, columns[0], "two stages (default)")
     rows = [
-        [method, f"{recall:.3f}", f"{precision:.3f}", points(table.loc[method]) if method in table.index else ""]
+        [method, f"{recall:.3f}", f"{precision:.3f}", lead_of(table, method)]
         for method, (recall, precision) in means.sort_values(columns[0], ascending=False).iterrows()
     ]
     return markdown("method | R@1 | MAP@R | the default leads by, points", rows)
@@ -198,7 +203,7 @@ def harm() -> str:
     for noise, group in runs.groupby("label_noise"):
         table = against(group, "validation.recall@1", "two stages")
         for method, mean in group.groupby("method", sort=False)["validation.recall@1"].mean().items():
-            lead = points(table.loc[method]) if method in table.index else ""
+            lead = lead_of(table, method)
             rows.append([names[noise], method, f"{mean:.3f}", lead])
     return markdown("training labels | method | R@1 | two stages lead by, points", rows)
 

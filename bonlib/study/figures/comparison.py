@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bonlib.study.figures.style import ACCENTS, FORM_DASHES, INK, MINER_COLOURS, MUTED, count_axis
+from bonlib.study.figures.style import ACCENTS, FORM_DASHES, INK, MINER_COLOURS, MUTED, count_axis, mean_and_range
 from bonlib.study.names import method_name
 from bonlib.study.statistics import mean_interval
 
@@ -215,9 +215,7 @@ def arrivals(table: "pd.DataFrame") -> Figure:
     figure, ax = plt.subplots(figsize=(7.2, 3.6))
     colours = (MINER_COLOURS["random"], MINER_COLOURS["two-stage-bag"], MINER_COLOURS["bag"], MINER_COLOURS["exact"])
     for colour, (name, rows) in zip(colours, table.groupby("method", sort=False), strict=False):
-        by_step = rows.groupby("step")["recall@1"]
-        ax.plot(by_step.mean(), marker="o", markersize=3, color=colour, label=name)
-        ax.fill_between(by_step.min().index, by_step.min(), by_step.max(), color=colour, alpha=0.15, linewidth=0)
+        mean_and_range(ax, rows.groupby("step")["recall@1"], marker="o", markersize=3, color=colour, label=name)
     first = table.loc[table["identities"] == table["identities"].min(), "step"].max()
     ax.axvline(first, color=INK, linewidth=1, linestyle="--")
     ax.annotate("the other half arrives", (first, 0.03), (4, 0), ("data", "axes fraction"), "offset points", fontsize=8)

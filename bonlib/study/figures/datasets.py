@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from bonlib.study.figures.style import LOSS_DASHES, MINER_COLOURS, MUTED, count_axis
+from bonlib.study.figures.style import LOSS_DASHES, MINER_COLOURS, MUTED, count_axis, mean_and_range
 from bonlib.study.names import method_name
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ def curves_by_dataset(history: "pd.DataFrame", metric: str = "recall@1") -> Figu
         here = history[history["dataset"] == name]
         for method, group in here.groupby("method", sort=False):
             colour, dash = _look(group.iloc[0])
-            by_step = group.groupby("images")[metric]
-            ax.plot(by_step.mean(), dash, color=colour, label=method)
-            ax.fill_between(by_step.min().index, by_step.min(), by_step.max(), color=colour, alpha=0.15, linewidth=0)
+            mean_and_range(ax, group.groupby("images")[metric], dash, color=colour, label=method)
         top = here[metric].max()
         first = here[here["images"] > here["images"].max() / 4][metric].min()  # the first climb would hide the rest
         ax.set(title=name, xlabel="training images seen", ylim=(first - (top - first) / 8, top + (top - first) / 8))
@@ -84,10 +82,9 @@ def recall_over_gallery(table: "pd.DataFrame") -> Figure:
         whole = here.groupby(["method", "seed"])["gallery"].transform("max") == here["gallery"]
         here.loc[whole, "gallery"] = int(here.loc[whole, "gallery"].median())  # splits differ by a few samples
         for method, group in here.groupby("method", sort=True):
-            by_size = group.groupby("gallery")["recall@1"]
             colour, dash = _look(group.iloc[0])
-            ax.plot(by_size.mean(), dash, marker="o", markersize=3.5, color=colour, label=method)
-            ax.fill_between(by_size.min().index, by_size.min(), by_size.max(), color=colour, alpha=0.15, linewidth=0)
+            by_size = group.groupby("gallery")["recall@1"]
+            mean_and_range(ax, by_size, dash, marker="o", markersize=3.5, color=colour, label=method)
         ax.set(xscale="log", xlabel="samples in the gallery", title=name)
     axes[0, 0].set_ylabel("R@1, unseen classes")
     axes[0, -1].legend(fontsize=8)

@@ -55,6 +55,12 @@ def count_axis(ax: "Axes", ticks: int) -> None:
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
+def mean_and_range(ax: "Axes", groups: Any, dash: str = "-", **style: Any) -> None:
+    """Draw the mean of each group of values against its key, and shade their range; ``groups`` is a grouped column."""
+    ax.plot(groups.mean(), dash, **style)
+    ax.fill_between(groups.min().index, groups.min(), groups.max(), color=style["color"], alpha=0.15, linewidth=0)
+
+
 def save_figure(figure: "Figure", name: str) -> Path:
     """Save a figure as ``<name>.png`` and ``<name>.svg`` in the figures directory; equal pictures give equal files.
 
