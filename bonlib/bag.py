@@ -115,13 +115,14 @@ class BagOfNegatives(HashedMiner):
             raise ValueError("unit is 'identity' and pool 0; buckets of identities need a pool of at least 1.")
         if not isinstance(window, tuple | list) or len(window) != 2:
             raise ValueError(f"window is {window!r}; give two ranks, such as (0, 8).")
-        most = self.pool - 1 if self.pool else None
-        first = whole_number("window[0]", window[0], 0, most, "It is below pool.")
+        first = whole_number("window[0]", window[0], 0, self.pool - 1 if self.pool else None, "It is below pool.")
         self.window = first, whole_number("window[1]", window[1], first + 1)
         classes = self.batch_size // self.per_class if form == "set" else None
         if bags is None:
-            width = min(self.window[1], self.pool) - self.window[0]  # below 0 where there is no pool
-            bags = min(max(_BAGS, math.ceil((classes or 1) / (1 + width)) if self.pool else 0), classes or 1)
+            bags, most = _BAGS, classes or 1
+            if self.pool:  # each anchor brings itself and its window
+                bags = max(bags, math.ceil(most / (1 + min(self.window[1], self.pool) - self.window[0])))
+            bags = min(bags, most)
         self.bags = whole_number("bags", bags, 1, classes, "A set has no more classes." if classes else "")
         self.momentum = real_number("momentum", momentum, 0, 0.99)
         if not self.pool and (self.window, self.momentum) != (_WINDOW, _MOMENTUM):
