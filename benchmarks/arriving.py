@@ -2,7 +2,7 @@
 
 Names of places, InfoNCE, sets of 128, three seeds, each with its own split: ``python benchmarks/arriving.py``, some
 twenty minutes. Four ways to take the newcomers: random sets of all; a bag that is extended, and keeps what it knows; a
-bag that is made anew, and knows nothing; exact search, which looks at the whole set again when they come and every 500
+bag that is made anew, and knows nothing; exact search, which looks at all the data again when they come and every 500
 steps. R@1 of validation places after each 250 steps. The record is data/results/bench/arriving.json.
 """
 

@@ -137,7 +137,7 @@ def sampler_costs(identities: Iterable[int], *, per_class: int = 4, repeats: int
     """A batch of 128 from BoN and from what people use today, against the number of identities.
 
     The peers: pytorch-metric-learning's ``MPerClassSampler``; the exact search of the nearest negatives of the batch in
-    the whole set (faiss, flat, 64 dimensions; up to a million samples); the same by an HNSW graph that gets the batch's
+    all the data (faiss, flat, 64 dimensions; up to a million samples); the same by an HNSW graph that gets the batch's
     new embeddings too (``M = 32``; up to 400,000 samples, for it takes minutes to build).
 
     Args:

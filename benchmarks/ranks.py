@@ -35,7 +35,7 @@ VARIANTS = {
 
 
 def hardest_ranks(seeds: np.ndarray, class_of: np.ndarray, means: torch.Tensor) -> list[int]:
-    """Rank of the nearest other identity of the set for each of its identities, 1 for the nearest of all."""
+    """Rank of the nearest other identity of the data set for each of its identities, 1 for the nearest of all."""
     classes = torch.from_numpy(class_of[seeds].astype(np.int64))
     apart = torch.cdist(means[classes], means)  # (set, identities)
     apart[torch.arange(len(classes)), classes] = torch.inf

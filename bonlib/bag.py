@@ -14,7 +14,7 @@ from bonlib.core.growth import grown, is_of_first
 from bonlib.core.hashed import HashedMiner, Unit
 from bonlib.core.hashes import make_hasher
 from bonlib.core.hashing import Hash
-from bonlib.core.kernels import SOURCES, UNSEEN, draw_negatives, draw_seeds
+from bonlib.core.kernels import SOURCES, UNSEEN, draw_negatives, draw_seeds, some_of_each
 from bonlib.core.layout import Form, Ids
 from bonlib.core.means import RunningMeans
 from bonlib.core.pool import draw_window_negatives, draw_window_seeds
@@ -188,38 +188,49 @@ class BagOfNegatives(HashedMiner):
         """Give samples the codes of their embeddings without learning from them; arguments as of :meth:`update`."""
         self._correct(*self.checked(indices, embeddings))
 
-    def fill(self, embed: Callable[[Ids], Tensor], *, at_once: int = 4096) -> None:
-        """Look at the whole set once, so that no sample is unseen: for an encoder that is trained already.
+    def fill(self, embed: Callable[[Ids], Tensor], *, per_class: int | None = None, at_once: int = 4096) -> None:
+        """Give every entry its code at once: for an encoder that is trained already.
 
-        The hash learns from some 25,000 random samples, then every sample gets its code. Without it the table fills
-        during the first pass.
+        The hash learns from some 25,000 random samples, then the samples get their codes. Without it the table fills
+        during the first passes.
 
         Args:
             embed: dataset indices ``(n,)`` to embeddings ``(n, dim)``, without gradients.
+            per_class: samples of each identity that are looked at, evenly spread over its samples; by default all. A
+                table of identities needs few: a code is that of their mean.
             at_once: indices in a call of ``embed``, or a few more.
 
         Raises:
-            ValueError: if ``embed`` returns what :meth:`update` refuses; the bag is then as before.
+            ValueError: if ``embed`` returns what :meth:`update` refuses, or ``per_class`` is given to a table of
+                samples, which needs them all; the bag is then as before.
         """
         at_once = whole_number("at_once", at_once, 1)
+        if per_class is not None:
+            if self.unit == "sample":
+                raise ValueError(
+                    f"per_class is {per_class!r}, but the table holds samples and needs all; leave it out."
+                )
+            per_class = whole_number("per_class", per_class, 1)
         before = self.state_dict()
         try:
-            self._fill(embed, at_once)
+            self._fill(embed, per_class, at_once)
         except BaseException:
             self._load(before)
             raise
 
-    def _fill(self, embed: Callable[[Ids], Tensor], at_once: int) -> None:
-        """Look at the whole set; see :meth:`fill`, which puts everything back where this raises."""
+    def _fill(self, embed: Callable[[Ids], Tensor], per_class: int | None, at_once: int) -> None:
+        """Look at samples; see :meth:`fill`, which puts everything back where this raises."""
+        looked, first = self._classes.order.astype(np.int64), self._classes.first
+        if per_class is not None:
+            looked, first = some_of_each(self._classes, per_class)
         rng = np.random.default_rng([self.seed, 1])
-        some = rng.permutation(self.num_samples)[: _LEARNED * _AT_ONCE]
+        some = rng.permutation(self.num_samples if per_class is None else looked)[: _LEARNED * _AT_ONCE]
         for ids in np.array_split(some, max(len(some) // at_once, 1)):
             for rows in embed(ids).split(_AT_ONCE):
                 self.hasher.partial_fit(rows)
         # Whole classes at a time, so that a sketch is the mean of all samples of its identity.
-        first = self._classes.first
         begins = first[np.flatnonzero(np.diff(first // at_once, prepend=-1))]
-        for ids in np.split(self._classes.order.astype(np.int64), begins[1:]):
+        for ids in np.split(looked, begins[1:]):
             self._correct(*self.checked(ids, embed(ids)))
 
     def _correct(self, ids: Ids, embeddings: Tensor) -> tuple[Ids, Ids]:

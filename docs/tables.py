@@ -123,7 +123,7 @@ def field() -> str:
             rows.append(
                 [label, f"{recall:.3f}", f"{precision:.3f}", errors, spent, f"{looks.astype(float).mean():.0f}", lead]
             )
-        header = "method | R@1 | MAP@R | fewer errors than random | draw and hash, ms a step | looks at the whole set"
+        header = "method | R@1 | MAP@R | fewer errors than random | draw and hash, ms a step | looks at all the data"
         header += " | two stages lead by, points"
         parts.append(f"### {NAMES[name]}\n\n{markdown(header, rows)}")
     return "\n\n".join(parts)

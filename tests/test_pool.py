@@ -153,6 +153,29 @@ def test_filling_leaves_no_sample_without_a_code(unit):
     assert bag.stats()["from_unseen"] == 0
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=12), st.integers(1, 10), st.integers(1, 30))
+def test_a_fill_may_look_at_some_samples_of_each_identity_evenly_spread(counts, per_class, at_once):
+    own = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    bag, seen = BagOfNegatives(own, DIM, form="triplet", batch_size=3, momentum=0.0), []
+    rows = embeddings()[: len(own)]
+    bag.fill(lambda ids: seen.append(ids) or rows[ids], per_class=per_class, at_once=at_once)
+    looked = set(np.concatenate(seen).tolist())
+    for c, count in enumerate(counts):
+        of = np.flatnonzero(own == c)
+        spread = {of[j * count // per_class] for j in range(per_class)} if count > per_class else set(of)
+        assert looked & set(of.tolist()) == spread
+        torch.testing.assert_close(bag.means[c], rows[sorted(spread)].mean(dim=0), atol=0.1, rtol=0)
+
+
+def test_a_table_of_samples_needs_all_of_them():
+    bag = BagOfNegatives(labels, DIM, unit="sample", batch_size=24)
+    with pytest.raises(ValueError, match="per_class is 2, but the table holds samples"):
+        bag.fill(lambda ids: embeddings()[ids], per_class=2)
+    with pytest.raises(ValueError, match="per_class is 0"):
+        BagOfNegatives(labels, DIM, batch_size=24).fill(lambda ids: embeddings()[ids], per_class=0)
+
+
 def test_as_published_is_the_first_stage_alone():
     published = BagOfNegatives.as_published(labels, DIM, batch_size=24)
     assert (published.unit, published.pool, published.bags) == ("sample", 0, 1)

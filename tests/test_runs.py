@@ -348,6 +348,11 @@ def test_a_bag_that_is_filled_first_knows_every_sample_and_tells_its_seconds(fol
     next(iter(run))
     assert run.miner.stats()["filled"] == 1
     assert run.seconds["refresh"] > 0
+    few = Experiment(make_config(SMALL_RUN | {"miner": "two-stage-bag", "fill": True, "fill_per_class": 2}))
+    next(iter(few))
+    assert few.miner.stats()["filled"] == 1
+    with pytest.raises(ValueError, match="fill_per_class is 2 and fill is False"):
+        make_config(SMALL_RUN | {"fill_per_class": 2})
     with pytest.raises(ValueError, match="no table to fill"):
         next(iter(Experiment(make_config(SMALL_RUN | {"miner": "random", "fill": True}))))
 

@@ -13,7 +13,7 @@ from bonlib.miners.base import Refreshing
 
 
 class ExactNeighbours(Refreshing):
-    """Negatives of chosen ranks among the exact nearest of the whole set: what search without a budget can give.
+    """Negatives of chosen ranks among the exact nearest of the whole data set: what search without a budget can give.
 
     An identity's rank for an anchor is by its nearest sample. A set is made of ``groups`` anchors and of identities
     drawn from the ranks for each, every one entering with that nearest sample; so does a negative for triplets and

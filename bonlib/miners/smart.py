@@ -1,4 +1,4 @@
-"""Smart mining: approximate nearest neighbours over the whole set, with an adaptive control of hardness."""
+"""Smart mining: approximate nearest neighbours over the whole data set, with an adaptive control of hardness."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Unpack
@@ -18,7 +18,7 @@ _PACE = 0.02  # by which a batch moves the hardness
 
 
 class SmartMining(Refreshing):
-    """Negatives from an approximate index of the whole set, as hard as keeps a target share of tuples active.
+    """Negatives from an approximate index of the whole data set, as hard as keeps a target share of tuples active.
 
     Each look embeds the data set and builds an HNSW index (faiss). An anchor's neighbours of other identities, one
     sample each, are ranked by distance; a hardness between 0 and 1 says about which rank to draw from: 1 the nearest, 0
@@ -42,7 +42,7 @@ class SmartMining(Refreshing):
     Raises:
         ValueError: if an argument is out of its range.
 
-    Source: Harwood et al., "Smart mining for deep metric learning", ICCV 2017: approximate neighbours of the whole set,
+    Source: Harwood et al., "Smart mining for deep metric learning", ICCV 2017: approximate neighbours of all the data,
     and a controller that adapts hardness to training. HNSW in place of their graph, the controller's rule, and the form
     set are our reading.
     """

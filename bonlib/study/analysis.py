@@ -151,7 +151,7 @@ def compare_bits(
 def bag_quality(
     bag: BagOfNegatives, embeddings: Tensor, *, k: int = 10, anchors: int = 1000, seed: int = 0
 ) -> dict[str, float]:
-    """A bag of negatives against the exact nearest negatives over the whole set (faiss).
+    """A bag of negatives against the exact nearest negatives over the whole data set (faiss).
 
     Args:
         bag: a bag whose table holds the samples.
@@ -267,7 +267,7 @@ def look_alikes(
 
 
 def nearest_negatives(bag: BagOfNegatives, embeddings: Tensor, anchor: int, k: int) -> NDArray[np.int64]:
-    """The exact ``k`` nearest samples of other classes, over the whole set."""
+    """The exact ``k`` nearest samples of other classes, over the whole data set."""
     distances = (embeddings - embeddings[anchor]).norm(dim=1).numpy()
     distances[bag.class_of == bag.class_of[anchor]] = np.inf
     return np.argsort(distances)[:k]

@@ -60,7 +60,8 @@ class Config:
     encoder_options: dict[str, Any] = field(default_factory=dict)  # of a torchvision backbone, such as weights
     dim: int = 64  # width of the embeddings
     start: dict[str, Any] | str | None = None  # encoder to begin with: a file, or settings of a run that is made first
-    fill: bool = False  # whether a bag looks at the whole set once before the first step; its seconds are refresh
+    fill: bool = False  # whether a bag looks at the whole data set once before the first step; its seconds are refresh
+    fill_per_class: int | None = None  # samples of each identity that it looks at; None: all
     miner: str = "bag"
     bits: int | None = None  # of the code; None: by the number of samples
     miner_options: dict[str, Any] = field(
@@ -101,7 +102,7 @@ class Config:
         for name in ("margin", "loss_lr"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, real_number(name, getattr(self, name), 0))
-        for name in ("identities", "bits", "validation_queries", "test_queries"):
+        for name in ("identities", "fill_per_class", "bits", "validation_queries", "test_queries"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
         for name in ("test", "measure_bags", "own_split", "fill"):
@@ -117,7 +118,7 @@ class Config:
         if not isinstance(self.start, dict | str | None):
             raise ValueError(f"start is {self.start!r}; give a file of weights, or a dictionary of settings.")
         if isinstance(self.start, dict) and (
-            taken := sorted({"start", "fill", "test", "encoder", "dim"} & set(self.start))
+            taken := sorted({"start", "fill", "fill_per_class", "test", "encoder", "dim"} & set(self.start))
         ):
             raise ValueError(f"start sets {', '.join(taken)}, which the run sets; leave it out there.")
         known = {entry.name for entry in fields(self)}
@@ -125,6 +126,10 @@ class Config:
             raise ValueError(f"start has no setting {', '.join(unknown)}; allowed are {', '.join(sorted(known))}.")
         if self.own_split and "split_seed" in self.dataset_options:
             raise ValueError("own_split is True and dataset_options has split_seed; give one of them.")
+        if self.fill_per_class is not None and not self.fill:
+            raise ValueError(
+                f"fill_per_class is {self.fill_per_class} and fill is False; make fill True, or leave it out."
+            )
         if self.evaluate_every is None:
             object.__setattr__(self, "evaluate_every", max(self.steps // 10, 50))
         else:
@@ -240,7 +245,7 @@ class Experiment:
         )  # fmt: skip
 
     def _fill(self) -> None:
-        """Let the bag look at the whole set."""
+        """Let the bag look at the whole data set."""
         began, config, bag = time.perf_counter(), self.config, bag_of(self.miner)
         if bag is None:
             raise ValueError(f"fill is True, but the miner {config.miner!r} has no table to fill; leave it out.")
@@ -249,7 +254,8 @@ class Experiment:
         def look(ids: Ids) -> Tensor:
             return embed(self.encoder, self.train, indices=ids, device=config.device, workers=config.workers)[0]
 
-        bag.fill(lambda ids: from_rank_zero(lambda: look(ids)))  # the same to the last bit for all processes
+        # The same to the last bit for all processes.
+        bag.fill(lambda ids: from_rank_zero(lambda: look(ids)), per_class=config.fill_per_class)
         self.progress.seconds["refresh"] = time.perf_counter() - began
 
     def save(self, sweep: str) -> Path:
@@ -318,7 +324,7 @@ def _begin_with(encoder: nn.Module, config: Config) -> None:
     else:
         first: dict[str, Any] = asdict(config) | {"miner": "random", "miner_options": {}, "bits": None, "name": ""}
         first |= {"loss": "", "loss_options": {}, "margin": None, "evaluate_every": 0, "schedule": "constant"}
-        first |= (config.start or {}) | {"start": None, "fill": False, "test": False}
+        first |= (config.start or {}) | {"start": None, "fill": False, "fill_per_class": None, "test": False}
         first["device"] = config.device.partition(":")[0]
         file = data_dir() / "starts" / f"{config_key(first)}.pt"
         if not from_rank_zero(file.exists):

@@ -79,11 +79,11 @@ class View:
     bag_ranks: Ids  # place of each among all negatives by distance, from 1
     positives: Ids  # of the anchor's class in its bucket
     nearest: Ids  # the exact nearest negatives
-    negatives: int  # of the whole set
+    negatives: int  # of the whole data set
 
 
 def look(story: Story, anchor: int, moment: int = -1, *, nearest: int = 12) -> View:
-    """The bucket of an anchor at a moment, against exact search over the whole set.
+    """The bucket of an anchor at a moment, against exact search over the whole data set.
 
     Args:
         story: moments of a training.

@@ -31,6 +31,7 @@ _LATER = {
     "test_queries": None,
     "start": None,
     "fill": False,
+    "fill_per_class": None,
     "split_identities": 0.0,
 }
 _PACKAGES = ("bonlib", "torch", "numpy", "numba", "pytorch-metric-learning", "matplotlib", "pillow")

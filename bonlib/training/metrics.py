@@ -202,7 +202,7 @@ def recall_by_gallery(
     """Recall and MAP@R against the size of the gallery: how much harder a search becomes as identities are added.
 
     A gallery is drawn identity by identity, with all its samples, until it has the size; a smaller one is part of a
-    larger one. The last is the whole set.
+    larger one. The last is the whole data set.
 
     Args:
         embeddings: ``(num_samples, dim)`` floating point.
