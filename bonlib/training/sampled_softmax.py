@@ -66,18 +66,33 @@ class SampledSoftmax(nn.Module):
             raise ValueError("share is 0; give the part of the classes that a batch is compared with, such as 0.1.")
         self.margin, self.scale = real_number("margin", margin, 0), real_number("scale", scale, 0)
         generator = torch.Generator().manual_seed(seed)
-        weights = nn.functional.normalize(torch.randn(num_classes, dim, generator=generator))
-        self.centres = nn.Embedding(num_classes, dim, sparse=True, _weight=weights)
+        self.centres = nn.Embedding(num_classes, dim, sparse=True, _weight=torch.zeros(num_classes, dim))
         self._rng = np.random.default_rng([seed, 2])
+        self.begin_at(torch.randn(num_classes, dim, generator=generator))
+
+    @torch.no_grad()
+    def begin_at(self, centres: Tensor) -> None:
+        """Put the centres in some directions, such as those of the class means of an encoder that is trained already.
+
+        Args:
+            centres: ``(num_classes, dim)``, of any length above 0.
+
+        Raises:
+            ValueError: if they are of another shape, not finite, or zero; nothing is changed then.
+        """
+        shape, lengths = (self.num_classes, self.dim), torch.linalg.vector_norm(centres, dim=-1)
+        if tuple(centres.shape) != shape or not torch.isfinite(lengths).all() or not lengths.all():
+            raise ValueError(f"centres have shape {tuple(centres.shape)}; give {shape}, finite, none of length 0.")
+        weights = nn.functional.normalize(centres.float())
+        self.centres.weight.copy_(weights)
         self._moved: Ids = np.empty(0, dtype=np.int64)  # classes whose centres the optimiser may have moved
         self._version = self.centres.weight._version  # rises at each step of the optimiser
         self.bag = None
         if self.near:
-            self.bag = BagOfNegatives(
-                np.arange(num_classes), dim, form="triplet", batch_size=3, momentum=0.0, seed=seed
-            )
-            for part in np.array_split(np.arange(num_classes), -(-num_classes // _AT_ONCE)):
-                self.bag.update(part, weights[part])
+            everyone = np.arange(self.num_classes)
+            self.bag = BagOfNegatives(everyone, self.dim, form="triplet", batch_size=3, momentum=0.0, seed=self.seed)
+            for part in np.array_split(everyone, -(-self.num_classes // _AT_ONCE)):
+                self.bag.update(part, weights[part].cpu())
 
     def forward(self, embeddings: Tensor, labels: Tensor, _: IndexTuple | None = None) -> Tensor:
         """Mean loss of a batch: embeddings ``(batch, dim)``, labels ``(batch,)`` to a scalar.
