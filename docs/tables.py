@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from bonlib.study.records import load_bench, load_runs
-from bonlib.study.statistics import against, cost_table, leads_by
+from bonlib.study.statistics import against, cost_table, leads_by, of_shared_seeds
 
 ROOT = Path(__file__).parent.parent
 NAMES = {"glyphs": "glyphs", "hangul": "Hangul", "parts": "parts in 3D", "toponyms": "names of places"}
@@ -181,7 +181,7 @@ def second_stage() -> str:
     """What the parts of the second stage are worth: each changes one thing of the default."""
     warm = _warm()["hangul"]
     runs = pd.concat([finished("ablation_stages"), warm[warm["method"].isin(["random", "first stage", "two stages"])]])
-    runs = runs.assign(method=runs["method"].replace("two stages", "two stages (default)"))
+    runs = of_shared_seeds(runs.assign(method=runs["method"].replace("two stages", "two stages (default)")))
     columns = ["validation.recall@1", "validation.map@r"]
     means, table = runs.groupby("method")[columns].mean(), against(runs, columns[0], "two stages (default)")
     rows = [

@@ -18,6 +18,7 @@ from bonlib.study.statistics import (
     ahead_of,
     leads_by,
     mean_interval,
+    of_shared_seeds,
     paired_difference,
     summary,
     time_to_accuracy,
@@ -274,6 +275,11 @@ def test_seeds_without_a_partner_are_named_and_left_out_of_lead_and_mean_alike()
     ])  # fmt: skip
     row = against(runs, "score", "BoN").loc["random"]
     assert (row["without seeds"], row["seeds"]) == ("3", 3)
+    shared = of_shared_seeds(runs)
+    assert sorted(shared["seed"].unique()) == [0, 1, 2]
+    assert len(shared) == 3 * runs["method"].nunique()
+    with pytest.raises(ValueError, match="share no seed"):
+        of_shared_seeds(runs[(runs["method"] == "BoN") == (runs["seed"] == 0)])
     assert row["value"] == pytest.approx(0.2)
     assert row["lead"] == pytest.approx(0.6)
     failed = runs.assign(score=runs["score"].where(runs["seed"] != 0))  # a run without the measure

@@ -190,6 +190,22 @@ def against(runs: "pd.DataFrame", column: str, method: str) -> "pd.DataFrame":
     return table if table.empty else table.sort_values("value", ascending=False).set_index("method")
 
 
+def of_shared_seeds(runs: "pd.DataFrame") -> "pd.DataFrame":
+    """The runs of those seeds that every method has, so that means of methods can be compared.
+
+    Args:
+        runs: as :func:`~bonlib.study.records.load_runs` gives them.
+
+    Raises:
+        ValueError: if the methods share no seed.
+    """
+    methods = runs.groupby("seed")["method"].nunique()
+    shared = methods.index[methods == runs["method"].nunique()]
+    if not len(shared):
+        raise ValueError(f"runs share no seed; each method has its own: {runs.groupby('method')['seed'].unique()}.")
+    return runs[runs["seed"].isin(shared)]
+
+
 def leads_by(
     runs: "pd.DataFrame",
     by: str,
