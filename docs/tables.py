@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bonlib.study.records import load_bench, load_runs
-from bonlib.study.statistics import against, cost_table, leads_by, of_shared_seeds
+from bonlib.study.records import load_bench, load_history, load_runs
+from bonlib.study.statistics import against, cost_table, leads_by, of_shared_seeds, time_to_accuracy
 
 ROOT = Path(__file__).parent.parent
 NAMES = {"glyphs": "glyphs", "hangul": "Hangul", "parts": "parts in 3D", "toponyms": "names of places"}
@@ -182,13 +182,56 @@ def second_stage() -> str:
     warm = _warm()["hangul"]
     runs = pd.concat([finished("ablation_stages"), warm[warm["method"].isin(["random", "first stage", "two stages"])]])
     runs = of_shared_seeds(runs.assign(method=runs["method"].replace("two stages", "two stages (default)")))
+    return ranked(runs, "two stages (default)")
+
+
+def ranked(runs: pd.DataFrame, method: str) -> str:
+    """The methods of a table of runs, best first, and what one of them is ahead of the others."""
     columns = ["validation.recall@1", "validation.map@r"]
-    means, table = runs.groupby("method")[columns].mean(), against(runs, columns[0], "two stages (default)")
+    means, table = runs.groupby("method")[columns].mean(), against(runs, columns[0], method)
     rows = [
-        [method, f"{recall:.3f}", f"{precision:.3f}", lead_of(table, method)]
-        for method, (recall, precision) in means.sort_values(columns[0], ascending=False).iterrows()
+        [other, f"{recall:.3f}", f"{precision:.3f}", lead_of(table, other)]
+        for other, (recall, precision) in means.sort_values(columns[0], ascending=False).iterrows()
     ]
-    return markdown("method | R@1 | MAP@R | the default leads by, points", rows)
+    return markdown(f"method | R@1 | MAP@R | {method} leads by, points", rows)
+
+
+def transfer() -> str:
+    """From an encoder that was trained on another data set."""
+    return ranked(finished("transfer"), "two stages")
+
+
+def batch_sizes() -> str:
+    """Two stages against random sets by the size of a batch, at the same number of images."""
+    runs, warm, miners = finished("batch"), _warm()["hangul"], ("random", "two-stage-bag")
+    runs = pd.concat([runs, warm[warm["method"].isin(["random", "two stages"]) & warm["seed"].isin(runs["seed"])]])
+    table = leads_by(runs, "batch_size", "validation.recall@1", miner=miners[1]).sort_index()
+    rows = [
+        [
+            f"{size}",
+            f"{size // 4}",
+            f"{row['steps']:,}",
+            f"{row['random']:.3f}",
+            f"{row['two-stage-bag']:.3f}",
+            points(row),
+        ]
+        for size, row in table.iterrows()
+    ]
+    return markdown("images a batch | identities | steps | random | two stages | two stages lead by, points", rows)
+
+
+def sooner() -> str:
+    """Images and seconds until a method first reaches what random sets reach at best."""
+    runs, history = finished("sooner"), load_history("sooner")
+    times, parts = time_to_accuracy(runs, history, baseline="random"), cost_table(runs)
+    last = runs.groupby("method")["validation.recall@1"].mean()
+    rows = [
+        [method, f"{last[method]:.3f}", f"{row['reached']} of {row['seeds']}", f"{row['step']:.0f}",
+         f"{row['seconds']:.0f}", f"{parts.loc[method, 'refresh'] * runs['steps'].iloc[0] / 1000:.0f}"]
+        for method, row in times.sort_values("seconds").iterrows()
+    ]  # fmt: skip
+    header = "method | R@1 in the end | reach random's best | steps to it, median | seconds to it"
+    return markdown(f"{header} | seconds of looks, whole run", rows)
 
 
 def harm() -> str:
