@@ -14,7 +14,7 @@ from bonlib.core.growth import grown, is_of_first
 from bonlib.core.hashed import HashedMiner, Unit
 from bonlib.core.hashes import make_hasher
 from bonlib.core.hashing import Hash
-from bonlib.core.kernels import SOURCES, UNSEEN, draw_negatives, draw_seeds, some_of_each
+from bonlib.core.kernels import RANDOM, SOURCES, UNSEEN, draw_negatives, draw_seeds, grouped, some_of_each
 from bonlib.core.layout import Form, Ids
 from bonlib.core.means import RunningMeans
 from bonlib.core.pool import draw_window_negatives, draw_window_seeds
@@ -116,7 +116,7 @@ class BagOfNegatives(HashedMiner):
         if not isinstance(window, tuple | list) or len(window) != 2:
             raise ValueError(f"window is {window!r}; give two ranks, such as (0, 8).")
         first = whole_number("window[0]", window[0], 0, self.pool - 1 if self.pool else None, "It is below pool.")
-        self.window = first, whole_number("window[1]", window[1], first + 1)
+        self.window = first, whole_number("window[1]", window[1], first + 1, 4096)
         classes = self.batch_size // self.per_class if form == "set" else None
         if bags is None:
             bags, most = _BAGS, classes or 1
@@ -198,7 +198,7 @@ class BagOfNegatives(HashedMiner):
             embed: dataset indices ``(n,)`` to embeddings ``(n, dim)``, without gradients.
             per_class: samples of each identity that are looked at, evenly spread over its samples; by default all. A
                 table of identities needs few: a code is that of their mean.
-            at_once: indices in a call of ``embed``, or a few more.
+            at_once: indices in a call of ``embed``, at most twice as many.
 
         Raises:
             ValueError: if ``embed`` returns what :meth:`update` refuses, or ``per_class`` is given to a table of
@@ -210,28 +210,33 @@ class BagOfNegatives(HashedMiner):
                 raise ValueError(
                     f"per_class is {per_class!r}, but the table holds samples and needs all; leave it out."
                 )
-            per_class = whole_number("per_class", per_class, 1)
-        before = self.state_dict()
+            per_class = whole_number("per_class", per_class, 1, 2**31 - 1)
+        before, place = self.state_dict(), (self._drawn, self._resume, self._loaded)
         try:
             self._fill(embed, per_class, at_once)
         except BaseException:
             self._load(before)
+            self._drawn, self._resume, self._loaded = place
             raise
 
     def _fill(self, embed: Callable[[Ids], Tensor], per_class: int | None, at_once: int) -> None:
         """Look at samples; see :meth:`fill`, which puts everything back where this raises."""
         looked, first = self._classes.order.astype(np.int64), self._classes.first
         if per_class is not None:
-            looked, first = some_of_each(self._classes, per_class)
+            looked, first = some_of_each(grouped(self.class_of, len(self.classes)), per_class)
         rng = np.random.default_rng([self.seed, 1])
         some = rng.permutation(self.num_samples if per_class is None else looked)[: _LEARNED * _AT_ONCE]
         for ids in np.array_split(some, max(len(some) // at_once, 1)):
-            for rows in embed(ids).split(_AT_ONCE):
+            _, embeddings = self.checked(ids, embed(ids))
+            for rows in embeddings.split(_AT_ONCE):
                 self.hasher.partial_fit(rows)
-        # Whole classes at a time, so that a sketch is the mean of all samples of its identity.
+        self._means = RunningMeans(len(self.classes), self.dim if self.pool else 0, self.momentum)
+        # Whole classes at a time, so that a sketch is the mean of all samples of its identity, and of no old one.
         begins = first[np.flatnonzero(np.diff(first // at_once, prepend=-1))]
         for ids in np.split(looked, begins[1:]):
-            self._correct(*self.checked(ids, embed(ids)))
+            parts = np.array_split(ids, max(-(-len(ids) // (2 * at_once)), 1))
+            checked = [self.checked(part, embed(part))[1] for part in parts]
+            self._correct(ids, torch.cat(checked) if len(checked) > 1 else checked[0])
 
     def _correct(self, ids: Ids, embeddings: Tensor) -> tuple[Ids, Ids]:
         """Bring sketches and codes up to date with embeddings; returns the codes of their entries before and after."""
@@ -334,6 +339,7 @@ class BagOfNegatives(HashedMiner):
         shares, chance = (count, round((1 - self.random_share) * count)), (self._streams, self._rng)
         anchors, sketches = self.draw_anchors(self.bags), self._means.sketches
         self._means.make_room(self.bags + 1)
+        self._tally[RANDOM] += shares[0] - shares[1]
         if self.pool:
             return draw_window_seeds(
                 anchors, shares, self._dial, self.table.buckets, self._classes, sketches, chance, self._tally
@@ -347,12 +353,16 @@ class BagOfNegatives(HashedMiner):
     def draw_negatives(self, anchors: ArrayLike) -> Ids:
         """A sample of each anchor's window or bag, or of the fall-backs: ``(n,)`` to ``(n,)``."""
         ids = check_indices("anchors", anchors, self.num_samples)
+        if not self.random_share:
+            return self._near(ids)
+        drawn, at_random = np.empty(len(ids), dtype=np.int64), self._rng.random(len(ids)) < self.random_share
+        drawn[at_random], drawn[~at_random] = self.random_negatives(ids[at_random]), self._near(ids[~at_random])
+        self._tally[RANDOM] += at_random.sum()
+        return drawn
+
+    def _near(self, ids: Ids) -> Ids:
         dial, buckets, classes = self._dial, self.table.buckets, self._classes
         self._means.make_room(len(ids))
         if self.pool:
-            drawn = draw_window_negatives(ids, dial, buckets, classes, self._means.sketches, self._rng, self._tally)
-        else:
-            drawn = draw_negatives(ids, dial.bits, buckets, classes, self._rng, self._tally)
-        if self.random_share:
-            drawn = np.where(self._rng.random(len(ids)) < self.random_share, self.random_negatives(ids), drawn)
-        return drawn
+            return draw_window_negatives(ids, dial, buckets, classes, self._means.sketches, self._rng, self._tally)
+        return draw_negatives(ids, dial.bits, buckets, classes, self._rng, self._tally)

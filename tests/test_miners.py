@@ -291,7 +291,8 @@ def test_a_share_of_a_set_and_of_the_negatives_is_drawn_at_random(share):
     miner.update(np.arange(200), points())
     for _ in range(30):
         assert len(set(CLASS_OF[miner.draw_seeds(8)])) == 8
-    assert miner._tally.sum() == 30 * max((1 - share) * 8 - 1, 0)  # classes that the bags were asked for
+    assert miner._tally.sum() == 30 * (8 - (share < 1))  # all classes but the anchor's
+    assert miner.stats()["from_random"] >= share * 8 / (8 - (share < 1)) - 1e-9
     miner = make("bag", "triplet", random_share=share, bits=1)
     miner.update(np.arange(200), points())
     anchors = np.repeat(np.arange(200), 50)
@@ -299,6 +300,8 @@ def test_a_share_of_a_set_and_of_the_negatives_is_drawn_at_random(share):
     elsewhere = codes[miner.draw_negatives(anchors)] != codes[anchors]
     by_chance = np.mean([(codes != codes[i])[CLASS_OF[i] != CLASS_OF].mean() for i in range(200)])
     assert elsewhere.mean() == pytest.approx(share * by_chance, abs=0.02)
+    assert miner.stats()["from_random"] == pytest.approx(share, abs=0.02)
+    assert miner._tally.sum() == len(anchors)
 
 
 def test_without_probing_too_small_a_bucket_is_filled_up_at_random():

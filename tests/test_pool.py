@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bonlib import BagOfNegatives
+from bonlib.core.hashes import make_hasher
 from bonlib.core.kernels import UNSEEN
 from bonlib.core.means import FULL
+from bonlib.core.table import BucketTable
 
 DIM = 16
 labels = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 6))
@@ -193,7 +195,7 @@ def test_as_published_is_the_first_stage_alone():
         ({"pool": -1}, "pool is -1"),
         ({"window": 8}, "window is 8; give two ranks"),
         ({"window": (64, 80)}, r"window\[0\] is 64; allowed are 0 to 63. It is below pool"),
-        ({"window": (4, 4)}, r"window\[1\] is 4; give at least 5"),
+        ({"window": (4, 4)}, r"window\[1\] is 4; allowed are 5 to 4096"),
         ({"momentum": 1}, "momentum is 1.0; allowed are 0 to 0.99"),
         ({"unit": "sample", "pool": 0, "window": (2, 10)}, "pool is 0, which has no use for window"),
     ],
@@ -259,6 +261,42 @@ def test_a_fill_that_fails_changes_nothing():
     assert str(bag.state_dict()) == before
     with pytest.raises(ValueError, match="at_once is 0"):
         bag.fill(embed, at_once=0)
+
+
+def test_a_fill_that_fails_leaves_the_pass_where_it_was():
+    bag, other = (BagOfNegatives(labels, DIM, batch_size=24, seed=3) for _ in range(2))
+    passes = [iter(bag), iter(other)]
+    assert [next(passes[0]) for _ in range(3)] == [next(passes[1]) for _ in range(3)]
+    with pytest.raises(ValueError, match="NaN"):
+        bag.fill(lambda ids: embeddings()[ids] * float("nan"))
+    assert list(passes[0]) == list(passes[1])
+    for each in (bag, other):
+        each.set_epoch(0)
+    assert (rest := list(bag)) == list(other)
+    assert len(rest) == 10
+
+
+@pytest.mark.parametrize("per_class", [None, 3])
+def test_a_second_fill_forgets_what_the_first_saw(per_class):
+    bag, fresh = filled(), BagOfNegatives(labels, DIM, batch_size=24)
+    list(bag)  # draws shuffle the samples of a class
+    for each in (bag, fresh):
+        each.hasher = make_hasher("hyperplanes", DIM, fresh.bits)
+        each.table = BucketTable(40, fresh.bits)
+        each.fill(lambda ids: embeddings(9)[ids], per_class=per_class)
+    np.testing.assert_allclose(bag.means, fresh.means, atol=0.02)  # sums in another order
+    assert (bag.codes(np.arange(240)) == fresh.codes(np.arange(240))).mean() > 0.98
+
+
+@pytest.mark.parametrize("unit", ["identity", "sample"])
+def test_a_fill_asks_for_no_more_at_once_than_it_says_and_takes_arrays(unit):
+    own, asked = np.repeat(np.arange(3), [500, 30, 7]), []
+    rows = torch.randn(537, DIM, generator=torch.Generator().manual_seed(2))
+    bag = BagOfNegatives(own, DIM, form="triplet", batch_size=3, unit=unit)
+    bag.fill(lambda ids: asked.append(len(ids)) or rows[ids].numpy(), at_once=20)
+    assert max(asked) <= 40
+    for c in range(3):
+        torch.testing.assert_close(bag.means[c], rows[own == c].mean(dim=0), atol=0.1, rtol=0)
 
 
 def test_sketches_follow_the_usual_length_of_an_embedding():

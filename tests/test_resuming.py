@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bonlib import BagOfNegatives, list_miners, make_miner
-from bonlib.core.hashes import list_hashers
+from bonlib.core.hashes import list_hashers, make_hasher
 from bonlib.core.miner import RandomSampling
 
 DIM, LABELS = 8, np.repeat(np.arange(50), 4)
@@ -96,6 +96,23 @@ def test_the_saved_epoch_keeps_its_place_and_another_begins_anew(stop):
         other.set_epoch(4)
     assert len(list(other)) == STEPS
     assert train(reference, reference) == expected[stop:]  # without set_epoch
+
+
+def test_epochs_after_a_load_are_those_of_the_saved_seed():
+    saved, other = make_bag(seed=4), make_bag(seed=5)
+    list(saved)
+    other.load_state_dict(passed_through_a_file(saved.state_dict()))
+    for bag in (saved, other):
+        bag.set_epoch(1)
+    assert list(saved) == list(other)
+
+
+def test_a_hash_of_another_learning_rate_is_refused():
+    saved, other = (
+        make_bag(unit="sample", pool=0, hasher=make_hasher("autoencoder", DIM, 4, lr=lr)) for lr in (0.003, 0.5)
+    )
+    with pytest.raises(ValueError, match=r"state has lr=0.003, this hash has 0.5"):
+        other.load_state_dict(saved.state_dict())
 
 
 def test_the_end_of_an_epoch_is_followed_by_the_whole_of_any():

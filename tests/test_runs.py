@@ -358,6 +358,11 @@ def test_a_bag_that_is_filled_first_knows_every_sample_and_tells_its_seconds(fol
     few = Experiment(make_config(SMALL_RUN | {"miner": "two-stage-bag", "fill": True, "fill_per_class": 2}))
     next(iter(few))
     assert few.miner.stats()["filled"] == 1
+    on_another = Experiment(make_config(SMALL_RUN | {"miner": "two-stage-bag", "fill": True}))
+    object.__setattr__(on_another.config, "device", "meta")  # any other than where the encoder was made
+    with pytest.raises(ValueError, match="device is .meta."):
+        on_another._fill()
+    assert next(on_another.encoder.parameters()).device.type == "meta"
     with pytest.raises(ValueError, match="fill_per_class is 2 and fill is False"):
         make_config(SMALL_RUN | {"fill_per_class": 2})
     centres = Experiment(make_config(SMALL_RUN | {"miner": "random", "loss": "sampled-softmax", "fill": True}))

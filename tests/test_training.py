@@ -72,6 +72,41 @@ def test_a_resumed_run_comes_to_the_same_numbers_bit_for_bit(form, schedule, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
 
 
+class OneByOne(Dataset):
+    """A plain map-style dataset, which a loader reads."""
+
+    def __init__(self, data):
+        self.data, self.labels = data, data.labels
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        images, labels = self.data.batch([i])
+        return images[0], labels[0]
+
+
+def test_a_plain_dataset_resumes_bit_for_bit_too(tmp_path):
+    """A loader draws a seed for workers that it does not have; dropout must not notice."""
+
+    def run(steps, **options):
+        net, data = encoder(), OneByOne(toy(0))
+        torch.manual_seed(5)
+        sampler = make_miner("bag", data.labels, 8, batch_size=12, seed=1)
+        return list(fit(net, data, sampler, make_loss("batch-hard"), steps=steps, **options))
+
+    expected = run(30)
+    run(13, checkpoint=tmp_path / "run.pt")
+    assert [step.loss for step in run(30, checkpoint=tmp_path / "run.pt")] == [step.loss for step in expected[13:]]
+
+
+def test_a_schedule_leaves_the_optimisers_rates_as_they_were():
+    net = encoder()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    rates = [optimizer.param_groups[0]["lr"] for _ in begin(9, net=net, optimizer=optimizer, schedule="cosine")]
+    assert rates == [0.1] * 9
+
+
 @pytest.mark.parametrize("miner", sorted(set(list_miners()) - {"bag", "two-stage-bag"}))
 def test_every_miner_resumes_bit_for_bit(miner, tmp_path):
     whole, expected = train(40, miner=miner)

@@ -164,8 +164,9 @@ def from_rank_zero(make: Callable[[], Any]) -> Any:
     if rank() == 0:
         try:
             box[0] = make()
-        except (ValueError, OSError) as error:
-            box[1] = error
+        except Exception as error:  # the others would wait for what does not come
+            known = type(error).__module__ == "builtins"
+            box[1] = error if known else RuntimeError(f"{type(error).__name__} on rank 0: {error}")
     _guarded(lambda: dist.broadcast_object_list(box, src=0))
     if box[1] is not None:
         raise box[1]

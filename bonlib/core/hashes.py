@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,16 @@ class _Autoencoder(Hash):
         # One flat tensor of all weights: one operation at each step instead of one for each layer.
         weights = torch.cat([self.tensors.pop("encoder").flatten(), decoder.flatten(), bias])
         self.tensors |= {"weights": weights, "moment": torch.zeros_like(weights), "square": torch.zeros_like(weights)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next code depends on."""
+        return super().state_dict() | {"lr": self.lr}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse what is no state of this hash."""
+        super().check_state(state)
+        if state.get("lr") != self.lr:
+            raise ValueError(f"state has lr={state.get('lr')}, this hash has {self.lr}; make it as the saved one was.")
 
     @abstractmethod
     def gradient(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,7 @@ def _counting_sort(class_of, first):  # pragma: no cover
 
 def some_of_each(classes: Classes, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """At most so many samples of each class, evenly spread over its own, class after class; and where each begins."""
-    kept = np.minimum(classes.count, most).astype(np.int64)
+    kept = np.minimum(classes.count.astype(np.int64), most)
     begins = np.cumsum(kept) - kept
     within = np.arange(kept.sum()) - np.repeat(begins, kept)
     places = np.repeat(classes.first, kept) + within * np.repeat(classes.count, kept) // np.repeat(kept, kept)

@@ -186,6 +186,7 @@ class Miner(ABC):
         """Everything that influences the next batch, as tensors and plain values (loads with ``weights_only=True``)."""
         return {
             "config": self._config(),
+            "seed": self.seed,
             "drawn": self._drawn,
             "epoch": self._epoch,
             "rng": self._rng.bit_generator.state,
@@ -209,7 +210,7 @@ class Miner(ABC):
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Bind the parts of a state; a subclass loads objects of its own last, for these cannot be put back."""
-        drawn = whole_number("drawn", state["drawn"], 0, self.steps)
+        drawn, seed = whole_number("drawn", state["drawn"], 0, self.steps), whole_number("seed", state["seed"], 0)
         epoch = None if state["epoch"] is None else whole_number("epoch", state["epoch"], 0)
         rng = np.random.default_rng()
         rng.bit_generator.state = state["rng"]
@@ -221,7 +222,7 @@ class Miner(ABC):
             array = as_array(state["learned"][name]).copy()
             self._check_learned(name, array)
             setattr(self, name, array)
-        self._epoch, self._loaded = epoch, True
+        self.seed, self._epoch, self._loaded = seed, epoch, True  # the seed counts in each epoch that is set
         self._drawn, self._resume = drawn, drawn % self.steps  # a pass that ended is followed by a whole one
 
     def _check_learned(self, name: str, array: NDArray[Any]) -> None:
@@ -236,7 +237,7 @@ class Miner(ABC):
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         """Refuse what is no state of this miner, before anything is changed."""
-        parts = ("config", "drawn", "epoch", "rng", "order", "cursor", "streams", "learned")
+        parts = ("config", "seed", "drawn", "epoch", "rng", "order", "cursor", "streams", "learned")
         own_state(state, type(self).__name__, parts)
         for name, value in self._config().items():
             saved = state["config"].get(name)

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ _OWN_SETTINGS = {  # which the options of its parts must not set
     "miner_options": {"labels", "dim", "form", "batch_size", "per_class", "seed", "steps"},
     "loss_options": {"margin", "dim", "num_classes", "margins", "seed"},
 }
+_USUAL_HASHER = {"two-stage-bag": "hyperplanes"}
 _USUAL_LOSS = {"set": "batch-hard", "triplet": "triplet", "pair": "contrastive"}
 
 
@@ -208,7 +209,11 @@ class Experiment:
             entries = self.train.num_classes if _hashes_identities(config) else len(self.train)
             bits = options.pop("bits", None) or default_bits(entries)
             options["hasher"] = make_hasher(
-                options.get("hasher", "autoencoder"), config.dim, bits, seed=config.seed, **own
+                options.get("hasher", _USUAL_HASHER.get(config.miner, "autoencoder")),
+                config.dim,
+                bits,
+                seed=config.seed,
+                **own,
             )
         self.miner = make_miner(config.miner, self.train.labels, config.dim, **options)
         self.loss = make_loss(
@@ -234,7 +239,7 @@ class Experiment:
         if self._begun:  # stopped before, perhaps between two checkpoints
             self._make()
         self._begun = True
-        if self.config.fill and not (self.checkpoint and self.checkpoint.exists()):
+        if self.config.fill and not (self.checkpoint and from_rank_zero(self.checkpoint.exists)):
             self._fill()
         torch.manual_seed(self.config.seed)  # some losses of pytorch-metric-learning draw from the global generator
         yield from fit(
@@ -256,6 +261,7 @@ class Experiment:
                 "centres that can be put at class means; leave it out."
             )
         torch.manual_seed(config.seed)  # of augmentation
+        self.encoder.to(config.device)
 
         def look(ids: Ids | None) -> Tensor:
             return embed(self.encoder, self.train, indices=ids, device=config.device, workers=config.workers)[0]
@@ -372,16 +378,18 @@ def main(settings: str, sweep: str) -> None:
         settings: a :class:`Config` as JSON.
         sweep: folder of the record.
     """
-    given = config = make_config(json.loads(settings))
+    config = make_config(json.loads(settings))
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if processes > 1:
         on_gpu = config.device.startswith("cuda")
+        if on_gpu and config.device != "cuda":
+            raise ValueError(
+                f"device is {config.device!r} with {processes} processes; give 'cuda', each takes its own."
+            )
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=10))
-        if on_gpu:
-            config = replace(config, device=f"cuda:{os.environ['LOCAL_RANK']}")
-            torch.cuda.set_device(config.device)
-    # The key is of the settings as they were given: ranks differ in the device.
-    experiment = Experiment(config, checkpoint_path(given, sweep))
+        if on_gpu:  # "cuda" is then this one, so that config and key are the same for all
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    experiment = Experiment(config, checkpoint_path(config, sweep))
     for _ in experiment:
         pass
     if rank() == 0:

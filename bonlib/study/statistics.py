@@ -197,8 +197,10 @@ def of_shared_seeds(runs: "pd.DataFrame") -> "pd.DataFrame":
         runs: as :func:`~bonlib.study.records.load_runs` gives them.
 
     Raises:
-        ValueError: if the methods share no seed.
+        ValueError: if the methods share no seed, or the runs are of several data sets or lengths.
     """
+    _one_budget(runs, "The table")
+    runs = runs[runs["error"].isna()] if "error" in runs else runs
     methods = runs.groupby("seed")["method"].nunique()
     shared = methods.index[methods == runs["method"].nunique()]
     if not len(shared):

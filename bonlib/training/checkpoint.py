@@ -13,7 +13,7 @@ import torch
 from bonlib.core.distributed import from_rank_zero, of_all_ranks, rank
 from bonlib.core.paths import read_torch, write_torch
 
-_FORMAT = "bonlib checkpoint 3"
+_FORMAT = "bonlib checkpoint 4"
 _CURE = "resume with what it was saved with, or remove the file to begin anew"
 
 
@@ -100,16 +100,16 @@ def load_checkpoint(
                 f"checkpoint {file} is of another {name}: {wrong[0]} is {there.get(wrong[0])} there and "
                 f"{own.get(wrong[0])} here; {_CURE}."
             )
-    before = parts["miner"].state_dict()
-    try:
-        parts["miner"].load_state_dict(state["miner"])  # checks, then changes
-    except ValueError as error:
-        raise ValueError(f"checkpoint {file} is of another miner: {error}") from error
+    before = parts["optimizer"].state_dict()
     try:
         parts["optimizer"].load_state_dict(state["optimizer"])  # checks, then changes
     except (ValueError, KeyError, TypeError) as error:
-        parts["miner"].load_state_dict(before)
         raise ValueError(f"checkpoint {file} is of another optimizer ({error}); {_CURE}.") from error
+    try:
+        parts["miner"].load_state_dict(state["miner"])  # checks, then changes
+    except ValueError as error:
+        parts["optimizer"].load_state_dict(before)
+        raise ValueError(f"checkpoint {file} is of another miner: {error}") from error
     for name in ("encoder", "loss"):
         parts[name].load_state_dict(state[name])
     if rank() < len(state["generators"]):  # else there are more processes than before

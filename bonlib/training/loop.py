@@ -173,10 +173,10 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             check(value, embeddings, optimizer)
-            if schedule == "cosine":  # of the step alone, so that a resumed run needs no state for it
-                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                    group["lr"] = peak * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
-            optimizer.step()
+            # Of the step alone, so that a resumed run needs no state for it.
+            share = (1 + math.cos(math.pi * (step - 1) / steps)) / 2 if schedule == "cosine" else 1
+            with _rates(optimizer, peaks, share):
+                optimizer.step()
         with clock.part("hash"):
             shared.update(indices, embeddings)
         if not warned and _spread(embeddings) < _COLLAPSED:
@@ -194,6 +194,16 @@ def fit(
         if file is not None and (last or (checkpoint_every and step % checkpoint_every == 0)):
             save_checkpoint(file, parts, progress, made_of, device)
         yield done
+
+
+@contextmanager
+def _rates(optimizer: torch.optim.Optimizer, peaks: list[float], share: float) -> Iterator[None]:
+    """Learning rates that are a share of their peaks, for one step."""
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        group["lr"] = peak * share
+    yield
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        group["lr"] = peak
 
 
 def _measure(progress: Progress, done: Step, miner: Miner) -> None:
@@ -326,11 +336,14 @@ def _batches(
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Batches without end: indices, images, labels."""
     directly = hasattr(dataset, "batch") and not workers
+    # Of its own: a loader draws a seed for its workers, and a resumed run makes one at another step.
+    generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
     while True:
         if directly:
             source = iter(miner)
         else:
-            source = iter(DataLoader(Indexed(dataset), batch_sampler=miner, num_workers=workers))
+            loader = DataLoader(Indexed(dataset), batch_sampler=miner, num_workers=workers, generator=generator)
+            source = iter(loader)
         while True:
             with clock.part("draw" if directly else "data"):  # a loader draws while it loads
                 drawn = next(source, None)
