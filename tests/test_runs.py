@@ -23,7 +23,6 @@ from bonlib.study.statistics import (
     summary,
     time_to_accuracy,
 )
-from bonlib.training.embed import embed
 
 FEW = {"fonts": [str(path) for path in default_fonts()[:8]], "characters": list(range(0x41, 0x250))}
 
@@ -360,17 +359,11 @@ def test_a_bag_that_is_filled_first_knows_every_sample_and_tells_its_seconds(fol
     assert few.miner.stats()["filled"] == 1
     on_another = Experiment(make_config(SMALL_RUN | {"miner": "two-stage-bag", "fill": True}))
     object.__setattr__(on_another.config, "device", "meta")  # any other than where the encoder was made
-    with pytest.raises(ValueError, match="device is .meta."):
+    with pytest.raises(ValueError, match="device is 'meta'"):
         on_another._fill()
     assert next(on_another.encoder.parameters()).device.type == "meta"
     with pytest.raises(ValueError, match="fill_per_class is 2 and fill is False"):
         make_config(SMALL_RUN | {"fill_per_class": 2})
-    centres = Experiment(make_config(SMALL_RUN | {"miner": "random", "loss": "sampled-softmax", "fill": True}))
-    rows, of = embed(centres.encoder, centres.train)
-    next(iter(centres))
-    means = torch.stack([rows[of == c].mean(dim=0) for c in range(centres.train.num_classes)])
-    cosines = torch.nn.functional.cosine_similarity(centres.loss.loss.centres.weight.detach(), means)
-    assert cosines.min() > 0.99  # one step away
     with pytest.raises(ValueError, match="no table to fill"):
         next(iter(Experiment(make_config(SMALL_RUN | {"miner": "random", "fill": True}))))
 

@@ -76,26 +76,6 @@ def test_the_nearest_centres_take_part_and_follow_the_optimiser():
         optimizer.step()
 
 
-def test_centres_begin_where_they_are_put_and_are_hashed_there():
-    generator = torch.Generator().manual_seed(5)
-    means = 3 * torch.randn(CLASSES, DIM, generator=generator)
-    loss, same = SampledSoftmax(CLASSES, DIM, near=3), SampledSoftmax(CLASSES, DIM, near=3)
-    before = loss.centres.weight.detach().clone()
-    with pytest.raises(ValueError, match=r"centres have shape \(400, 16\); give"):
-        loss.begin_at(means * torch.arange(CLASSES)[:, None])
-    with pytest.raises(ValueError, match=r"centres have shape \(3, 16\)"):
-        loss.begin_at(means[:3])
-    assert torch.equal(loss.centres.weight, before)
-    loss.begin_at(means)
-    torch.testing.assert_close(loss.centres.weight.detach(), means / means.norm(dim=1, keepdim=True))
-    near = [set(loss.bag.candidates(c)[:8].tolist()) for c in range(50)]
-    angles = torch.nn.functional.cosine_similarity(means[:, None], means[None], dim=-1).fill_diagonal_(-2)
-    truth = [set(row.topk(8).indices.tolist()) for row in angles[:50]]
-    shared = [len(a & b) for a, b in zip(near, truth, strict=True)]
-    assert np.mean(shared) > 3  # by chance 8 · 8 / 400
-    assert len(same.bag.candidates(0))  # the other has its own
-
-
 def test_a_saved_state_goes_on_with_the_same_numbers():
     first, second = (SampledSoftmax(CLASSES, DIM, share=0.1, seed=3) for _ in range(2))
     optimizers = [torch.optim.SparseAdam(loss.parameters(), lr=0.1) for loss in (first, second)]
@@ -168,6 +148,16 @@ def test_a_state_of_another_loss_is_refused():
     other = SampledSoftmax(CLASSES, DIM, share=0.2)
     with pytest.raises(ValueError, match=r"share=0.1.*share=0.2"):
         other.load_state_dict(state)
+    state = SampledSoftmax(CLASSES, DIM).get_extra_state()
+    del state["bag"]
+    with pytest.raises(ValueError, match="lacks bag"):
+        SampledSoftmax(CLASSES, DIM).set_extra_state(state)
+
+
+def test_centres_of_very_many_classes_are_hashed_as_they_are():
+    loss = SampledSoftmax(9000, DIM)
+    codes = loss.bag.hasher.encode(torch.nn.functional.normalize(loss.centres.weight.detach()))
+    assert loss.bag.codes(np.arange(9000)).tolist() == codes.tolist()
 
 
 def test_embeddings_that_are_not_finite_give_a_loss_that_is_not():

@@ -20,7 +20,6 @@ from bonlib.core.checks import check_device, known_options, real_number, whole_n
 from bonlib.core.distributed import from_rank_zero, rank, world_size
 from bonlib.core.hashes import make_hasher
 from bonlib.core.layout import Form, Ids
-from bonlib.core.means import class_means
 from bonlib.core.paths import data_dir
 from bonlib.core.table import default_bits
 from bonlib.datasets import content_key, holds_text, load_dataset
@@ -35,7 +34,6 @@ from bonlib.training.encoders import check_takes, load_encoder, make_encoder, sa
 from bonlib.training.loop import PARTS, Precision, Schedule, Step, fit
 from bonlib.training.losses import make_loss
 from bonlib.training.metrics import measure, recall_by_gallery
-from bonlib.training.sampled_softmax import SampledSoftmax
 
 CHECKPOINT_EVERY = 50  # steps
 _OWN_SETTINGS = {  # which the options of its parts must not set
@@ -63,7 +61,7 @@ class Config:
     encoder_options: dict[str, Any] = field(default_factory=dict)  # of a torchvision backbone, such as weights
     dim: int = 64  # width of the embeddings
     start: dict[str, Any] | str | None = None  # encoder to begin with: a file, or settings of a run that is made first
-    fill: bool = False  # whether a bag, or class centres, look at the data once before the first step; seconds: refresh
+    fill: bool = False  # whether a bag looks at the whole data set once before the first step; its seconds are refresh
     fill_per_class: int | None = None  # samples of each identity that it looks at; None: all
     miner: str = "bag"
     bits: int | None = None  # of the code; None: by the number of samples
@@ -252,24 +250,18 @@ class Experiment:
         )  # fmt: skip
 
     def _fill(self) -> None:
-        """Let the bag look at the data set, and put the centres of a classifier at the means of their classes."""
+        """Let the bag look at the whole data set."""
         began, config, bag = time.perf_counter(), self.config, bag_of(self.miner)
-        centres = self.loss.loss if isinstance(self.loss.loss, SampledSoftmax) else None
-        if bag is None and centres is None:
-            raise ValueError(
-                f"fill is True, but the miner {config.miner!r} has no table to fill, and the loss {config.loss!r} no "
-                "centres that can be put at class means; leave it out."
-            )
+        if bag is None:
+            raise ValueError(f"fill is True, but the miner {config.miner!r} has no table to fill; leave it out.")
         torch.manual_seed(config.seed)  # of augmentation
         self.encoder.to(config.device)
 
-        def look(ids: Ids | None) -> Tensor:
+        def look(ids: Ids) -> Tensor:
             return embed(self.encoder, self.train, indices=ids, device=config.device, workers=config.workers)[0]
 
-        if bag is not None:  # the same to the last bit for all processes
-            bag.fill(lambda ids: from_rank_zero(lambda: look(ids)), per_class=config.fill_per_class)
-        if centres is not None:
-            centres.begin_at(class_means(look(None), self.train.labels, self.train.num_classes))
+        # The same to the last bit for all processes.
+        bag.fill(lambda ids: from_rank_zero(lambda: look(ids)), per_class=config.fill_per_class)
         self.progress.seconds["refresh"] = time.perf_counter() - began
 
     def save(self, sweep: str) -> Path:

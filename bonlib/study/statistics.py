@@ -200,12 +200,12 @@ def of_shared_seeds(runs: "pd.DataFrame") -> "pd.DataFrame":
         ValueError: if the methods share no seed, or the runs are of several data sets or lengths.
     """
     _one_budget(runs, "The table")
-    runs = runs[runs["error"].isna()] if "error" in runs else runs
+    runs = runs.query("error.isna()") if "error" in runs else runs
     methods = runs.groupby("seed")["method"].nunique()
     shared = methods.index[methods == runs["method"].nunique()]
     if not len(shared):
         raise ValueError(f"runs share no seed; each method has its own: {runs.groupby('method')['seed'].unique()}.")
-    return runs[runs["seed"].isin(shared)]
+    return runs.loc[runs["seed"].isin(shared)]
 
 
 def leads_by(

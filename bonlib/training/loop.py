@@ -313,7 +313,7 @@ def _put_back_unless_finite(model: nn.Module, criterion: nn.Module, step: int) -
             for buffer, before in kept:
                 buffer.copy_(before)
         for module, state in extra:
-            module.set_extra_state(state)
+            getattr(module, "put_back", module.set_extra_state)(state)
         optimizer.zero_grad(set_to_none=True)
         raise FloatingPointError(
             f"{wrong[0]} at step {step}; weights and running statistics are as before it. Try a lower lr, "

@@ -10,13 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bonlib.bag import BagOfNegatives
-from bonlib.core.checks import check_indices, own_state, real_number, whole_number
+from bonlib.core.checks import as_array, check_indices, own_state, real_number, whole_number
 from bonlib.core.distributed import world_size
 from bonlib.core.layout import Ids
 from bonlib.core.tuples import IndexTuple
 from bonlib.lookalikes import nearest_identities
-
-_AT_ONCE = 4096  # centres that are hashed together at the start
 
 
 class SampledSoftmax(nn.Module):
@@ -66,33 +64,17 @@ class SampledSoftmax(nn.Module):
             raise ValueError("share is 0; give the part of the classes that a batch is compared with, such as 0.1.")
         self.margin, self.scale = real_number("margin", margin, 0), real_number("scale", scale, 0)
         generator = torch.Generator().manual_seed(seed)
-        self.centres = nn.Embedding(num_classes, dim, sparse=True, _weight=torch.zeros(num_classes, dim))
+        weights = nn.functional.normalize(torch.randn(num_classes, dim, generator=generator))
+        self.centres = nn.Embedding(num_classes, dim, sparse=True, _weight=weights.clone())
         self._rng = np.random.default_rng([seed, 2])
-        self.begin_at(torch.randn(num_classes, dim, generator=generator))
-
-    @torch.no_grad()
-    def begin_at(self, centres: Tensor) -> None:
-        """Put the centres in some directions, such as those of the class means of an encoder that is trained already.
-
-        Args:
-            centres: ``(num_classes, dim)``, of any length above 0.
-
-        Raises:
-            ValueError: if they are of another shape, not finite, or zero; nothing is changed then.
-        """
-        shape, lengths = (self.num_classes, self.dim), torch.linalg.vector_norm(centres, dim=-1)
-        if tuple(centres.shape) != shape or not torch.isfinite(lengths).all() or not lengths.all():
-            raise ValueError(f"centres have shape {tuple(centres.shape)}; give {shape}, finite, none of length 0.")
-        weights = nn.functional.normalize(centres.float())
-        self.centres.weight.copy_(weights)
         self._moved: Ids = np.empty(0, dtype=np.int64)  # classes whose centres the optimiser may have moved
         self._version = self.centres.weight._version  # rises at each step of the optimiser
         self.bag = None
         if self.near:
-            everyone = np.arange(self.num_classes)
-            self.bag = BagOfNegatives(everyone, self.dim, form="triplet", batch_size=3, momentum=0.0, seed=self.seed)
-            for part in np.array_split(everyone, -(-self.num_classes // _AT_ONCE)):
-                self.bag.update(part, weights[part].cpu())
+            self.bag = BagOfNegatives(
+                np.arange(num_classes), dim, form="triplet", batch_size=3, momentum=0.0, seed=seed
+            )
+            self.bag.fill(lambda ids: weights[ids])
 
     def forward(self, embeddings: Tensor, labels: Tensor, _: IndexTuple | None = None) -> Tensor:
         """Mean loss of a batch: embeddings ``(batch, dim)``, labels ``(batch,)`` to a scalar.
@@ -162,15 +144,19 @@ class SampledSoftmax(nn.Module):
         Raises:
             ValueError: if it is of another loss, or damaged; nothing is changed then.
         """
-        own_state(state, "a sampled softmax", ("made", "rng", "moved"))
+        own_state(state, "a sampled softmax", ("made", "rng", "moved", *(() if self.bag is None else ("bag",))))
         if state["made"] != self.extra_repr():
             raise ValueError(f"state is of a loss with {state['made']}, this one has {self.extra_repr()}; make it so.")
         moved = check_indices("moved", state["moved"], self.num_classes)
+        if self.bag is not None:
+            self.bag.load_state_dict(state["bag"])
+        self.put_back({**state, "moved": moved})
+
+    def put_back(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`before_step` gave."""
         rng = np.random.default_rng()
         rng.bit_generator.state = state["rng"]
-        if self.bag is not None and "bag" in state:
-            self.bag.load_state_dict(state["bag"])
-        self._rng, self._moved, self._version = rng, moved, -1  # the centres may be others'
+        self._rng, self._moved, self._version = rng, as_array(state["moved"]), -1  # the centres may be others'
 
     def extra_repr(self) -> str:
         """What it was made with, for those who print it, and for checkpoints."""
