@@ -362,8 +362,9 @@ def test_a_bag_that_is_filled_first_knows_every_sample_and_tells_its_seconds(fol
     with pytest.raises(ValueError, match="device is 'meta'"):
         on_another._fill()
     assert next(on_another.encoder.parameters()).device.type == "meta"
-    with pytest.raises(ValueError, match="fill_per_class is 2 and fill is False"):
-        make_config(SMALL_RUN | {"fill_per_class": 2})
+    for wrong in ({"miner": "two-stage-bag"}, {"miner": "bag", "fill": True}, {"miner": "random", "fill": True}):
+        with pytest.raises(ValueError, match="fill_per_class is 2; it goes with fill True and a bag of identities"):
+            make_config(SMALL_RUN | {"fill_per_class": 2} | wrong)
     with pytest.raises(ValueError, match="no table to fill"):
         next(iter(Experiment(make_config(SMALL_RUN | {"miner": "random", "fill": True}))))
 

@@ -127,10 +127,9 @@ class Config:
             raise ValueError(f"start has no setting {', '.join(unknown)}; allowed are {', '.join(sorted(known))}.")
         if self.own_split and "split_seed" in self.dataset_options:
             raise ValueError("own_split is True and dataset_options has split_seed; give one of them.")
-        if self.fill_per_class is not None and not self.fill:
-            raise ValueError(
-                f"fill_per_class is {self.fill_per_class} and fill is False; make fill True, or leave it out."
-            )
+        if self.fill_per_class is not None and not (self.fill and _hashes_identities(self)):
+            text = f"fill_per_class is {self.fill_per_class}; it goes with fill True and a bag of identities"
+            raise ValueError(f"{text}, such as the miner 'two-stage-bag'; leave it out.")
         if self.evaluate_every is None:
             object.__setattr__(self, "evaluate_every", max(self.steps // 10, 50))
         else:
