@@ -62,16 +62,19 @@ def train(model: SentenceTransformer, data: Dataset, steps: int, seed: int, bag:
 
 
 def mrr(model: SentenceTransformer, data: Dataset) -> float:
-    """Mean reciprocal rank, at most ten, of each anchor's positive among all positives."""
+    """Mean reciprocal rank, at most ten, of each anchor's positive among all positives; ties over all their orders."""
     anchors, positives = (
         torch.from_numpy(model.encode(data[name], show_progress_bar=False)) for name in ("anchor", "positive")
     )
-    ranks = []
+    worth = torch.zeros(len(anchors) + 1, dtype=torch.float64)  # of the places up to each
+    worth[1:11] = 1 / torch.arange(1, 11)[: len(anchors)]
+    worth, found = worth.cumsum(0), []
     for part in torch.arange(len(anchors)).split(1024):
         similar = anchors[part] @ positives.T
-        ranks.append((similar > similar.gather(1, part[:, None])).sum(dim=1) + 1)
-    found = torch.cat(ranks).double()
-    return float((1 / found).masked_fill(found > 10, 0).mean())
+        own = similar.gather(1, part[:, None])
+        nearer, tied = (similar > own).sum(dim=1), (similar == own).sum(dim=1)
+        found.append((worth[nearer + tied] - worth[nearer]) / tied)
+    return float(torch.cat(found).mean())
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=_at_least(0), default=0)
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
-                       help="any field of bonlib.study.experiment.Config, as JSON, such as lr=0.0005")  # fmt: skip
+                       help="any field of bonlib.study.config.Config, as JSON, such as lr=0.0005")  # fmt: skip
     train.add_argument("--output", type=Path, default=Path("encoder.pt"), help="weights (default: %(default)s)")
     train.add_argument("--sweep", default="scratch", help="folder of the record (default: %(default)s)")
 
@@ -163,7 +163,8 @@ def _train(options: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
 
     from bonlib.core.paths import check_writable
-    from bonlib.study.experiment import Experiment, checkpoint_path, make_config
+    from bonlib.study.config import make_config
+    from bonlib.study.experiment import Experiment, checkpoint_path
     from bonlib.training.encoders import save_encoder
 
     config = make_config(_settings(options))

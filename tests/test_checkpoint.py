@@ -14,7 +14,8 @@ from bonlib import fit, make_miner
 from bonlib.datasets.characters.glyphs import default_fonts
 from bonlib.datasets.example import example_folder
 from bonlib.datasets.images import ImageSet
-from bonlib.study.experiment import Config, Experiment, checkpoint_path
+from bonlib.study.config import Config
+from bonlib.study.experiment import Experiment, checkpoint_path
 from bonlib.study.records import config_key, load_runs
 from bonlib.training import checkpoint as checkpoint_module
 from bonlib.training import loop

@@ -29,6 +29,17 @@ def test_every_character_face_and_draw_is_there_once(letters):
     assert letters.faces == [path.stem for path in default_fonts()[:4]]
 
 
+def test_fonts_of_one_file_name_in_other_folders_are_not_taken_for_each_other(folders):
+    for place, font in zip("xyz", default_fonts(), strict=False):
+        (folders / place).mkdir()
+        (folders / place / "Regular.ttf").write_bytes(font.read_bytes())
+    first, second = (
+        Glyphs("all", fonts=[folders / place / "Regular.ttf" for place in places], characters=LETTERS, min_faces=2)
+        for places in ("xy", "zy")
+    )
+    assert not torch.equal(first.images, second.images)
+
+
 def test_images_hold_ink_and_their_draws_differ(letters):
     ink = letters.images.float().mean(dim=(1, 2, 3))
     assert ink.min() > 2

@@ -17,7 +17,7 @@ from bonlib import BagOfNegatives
 from bonlib.core.distributed import LostRank, RankMiner, share_of
 from bonlib.datasets.images import ImageSet
 from bonlib.study import experiment
-from bonlib.study.experiment import make_config
+from bonlib.study.config import make_config
 from bonlib.training.encoders import make_encoder
 from bonlib.training.loop import fit
 from bonlib.training.losses import make_loss

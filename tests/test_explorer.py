@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from bonlib.bag import BagOfNegatives
-from bonlib.study.experiment import Config, Experiment
+from bonlib.study.config import Config
+from bonlib.study.experiment import Experiment
 from bonlib.study.explorer import Dial, Explorer, Story, crowded_anchor, draw_view, draw_windows, look, over_time
 from bonlib.study.live import watch
 

@@ -8,7 +8,8 @@ import torch
 
 from bonlib.datasets.characters.glyphs import default_fonts
 from bonlib.study import live
-from bonlib.study.experiment import Config, Experiment, checkpoint_path
+from bonlib.study.config import Config
+from bonlib.study.experiment import Experiment, checkpoint_path
 from bonlib.study.figures import training_curves
 from bonlib.study.records import mean_curve, save_run
 

@@ -285,6 +285,18 @@ def test_a_state_of_other_arguments_is_refused(name):
             miner.load_state_dict(foreign.state_dict())
 
 
+@pytest.mark.parametrize("name", ["exact", "graph", "hierarchical", "smart", "subspaces"])
+def test_a_state_from_before_the_first_look_loads_after_it(name):
+    miner = make(name, every=50, warm_up=2)
+    draws = iter(miner)
+    next(draws)
+    before = miner.state_dict()
+    expected = next(draws)
+    miner.refresh(lambda ids: points()[ids])
+    miner.load_state_dict(before)
+    assert next(iter(miner)) == expected
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_a_share_of_a_set_and_of_the_negatives_is_drawn_at_random(share):
     miner = make("bag", random_share=share, bits=1)

@@ -97,6 +97,12 @@ def test_unpacked_sets_give_the_same_and_torchvisions_folder_is_found(root, fold
         again = load_dataset("omniglot", "all", root=place)
         assert torch.equal(again.images, packed.images)
         assert again.class_names == packed.class_names
+    for inner in list((folders / "unpacked").iterdir()):  # as Windows unpacks
+        deeper = folders / "deeper" / inner.name
+        deeper.mkdir(parents=True)
+        inner.rename(deeper / inner.name)
+    again = load_dataset("omniglot", "all", root=folders / "deeper")
+    assert torch.equal(again.images, packed.images)
 
 
 def test_no_set_says_where_to_get_them(folders):

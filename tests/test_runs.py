@@ -11,7 +11,8 @@ from scipy import stats as scipy_stats
 
 from bonlib.core.paths import write_atomically
 from bonlib.datasets.characters.glyphs import default_fonts
-from bonlib.study.experiment import Config, Experiment, make_config
+from bonlib.study.config import Config, make_config
+from bonlib.study.experiment import Experiment
 from bonlib.study.records import config_key, find_run, load_galleries, load_history, load_runs, save_run
 from bonlib.study.statistics import (
     against,
@@ -188,7 +189,9 @@ def test_a_run_that_never_gets_there_is_not_dropped():
         history("e", "slow", [0.1, 0.2, 0.3]),
     ])  # fmt: skip
     runs = pd.DataFrame({"key": list("abcde")})
-    table = time_to_accuracy(runs, records)
+    with pytest.raises(ValueError, match="as data set"):
+        time_to_accuracy(runs.assign(dataset=list("xxxyy")), records)
+    table = time_to_accuracy(runs, pd.concat([records, history("z", "random sets + batch-hard", [1.0])]))  # no run's
     assert table.loc["bag", ["step", "reached", "seeds"]].tolist() == [30, 2, 3]
     assert np.isinf(table.loc["slow", "seconds"])
     assert table.loc["random sets + batch-hard", "seconds"] == 3
@@ -347,6 +350,9 @@ def test_a_run_begins_with_the_weights_of_another(folders):
         make_config(SMALL_RUN | {"own_split": True, "dataset_options": {"split_seed": 1}})
     with pytest.raises(ValueError, match="start sets dim"):
         make_config(SMALL_RUN | {"start": {"dim": 8}})
+    with pytest.raises(ValueError, match="start sets own_split, seed, which could train on what this run tests"):
+        make_config(SMALL_RUN | {"start": {"seed": 3, "own_split": True}})
+    make_config(SMALL_RUN | {"start": {"dataset": "hangul", "seed": 3}})  # other identities altogether
 
 
 def test_a_bag_that_is_filled_first_knows_every_sample_and_tells_its_seconds(folders):

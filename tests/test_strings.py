@@ -13,7 +13,8 @@ from bonlib.datasets import content_key
 from bonlib.datasets.strings import LONGEST, VOCABULARY, TextSet
 from bonlib.datasets.tables import LeftOut
 from bonlib.datasets.toponyms import _read
-from bonlib.study.experiment import Config, Experiment
+from bonlib.study.config import Config
+from bonlib.study.experiment import Experiment
 from bonlib.study.explorer import Explorer, Story, draw_view, look
 from bonlib.training.encoders import load_encoder, make_encoder, save_encoder
 from bonlib.training.losses import make_loss
@@ -145,6 +146,13 @@ def test_strings_of_two_identities_are_left_out_with_a_warning(tmp_path):
     with pytest.warns(LeftOut, match=r"1 \(repeated\), 2 \(of two identities\)"):
         part = load_dataset("table", "all", root=file, column="name")
     assert part.strings == ["acme inc", "acme co"]
+    alike = [("x" * 62 + ending, customer) for ending, customer in (("a", "1"), ("b", "2"), ("", "3"))]
+    long = [*alike, ("y" * 62 + "a", "4"), ("y" * 62 + "b", "4"), *((f"name {i}", f"{i // 2}") for i in range(20))]
+    file = write(tmp_path / "long.csv", long, ("name", "identity"))
+    with pytest.warns(LeftOut, match=r"1 \(repeated\), 3 \(of two identities\)"):  # alike to the encoder
+        part = load_dataset("table", "all", root=file, column="name")
+    assert [name[:2] for name in part.strings].count("yy") == 1
+    assert not any(name.startswith("xx") for name in part.strings)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,29 @@ def test_a_failed_run_is_recorded_with_its_error_and_the_others_go_on(folders):
         assert sweeps.execute([bad, good], jobs=2, bar=bar, threads=1) == ["bad"]
     assert load_runs("trial")["error"].tolist() == ["no such font"]
     assert find_run({"miner": "bag", "seed": 1}, "trial") is None
+    save_run({"miner": "bag", "seed": 1}, "trial", metrics={"recall@1": 0.5})  # it failed after its record was written
+    with tqdm(total=1, disable=True) as bar:
+        assert sweeps.execute([bad], jobs=1, bar=bar, threads=1) == ["bad"]
+    assert find_run({"miner": "bag", "seed": 1}, "trial") is not None
+
+
+def test_results_of_several_data_sets_are_not_averaged(folders):
+    for dataset, value in (("glyphs", 0.2), ("hangul", 0.8)):
+        for seed in range(2):
+            settings = {"dataset": dataset, "miner": "bag", "form": "set", "loss": "batch-hard", "seed": seed}
+            save_run(settings, "trial", metrics={"recall@1": value}, history=[])
+    lines = list(sweeps.results_lines("trial"))
+    assert [line.split(",")[0].strip() for line in lines] == ["glyphs", "hangul"]
+    assert all("(2 seeds)" in line for line in lines)
+
+
+def test_new_records_make_pages_stale(folders):
+    notebook = sweeps._root() / "notebooks" / "05_ablation.ipynb"
+    before = sweeps._fingerprint(notebook, {})
+    save_run({"miner": "bag"}, "scratch", metrics={})
+    assert sweeps._fingerprint(notebook, {}) == before  # what a page writes itself
+    save_run({"miner": "bag"}, "trial", metrics={})
+    assert sweeps._fingerprint(notebook, {}) != before
 
 
 def test_runs_execute_without_notebooks(folders):

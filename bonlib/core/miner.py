@@ -226,13 +226,13 @@ class Miner(ABC):
         self._drawn, self._resume = drawn, drawn % self.steps  # a pass that ended is followed by a whole one
 
     def _check_learned(self, name: str, array: NDArray[Any]) -> None:
-        """Refuse a learned array that cannot be this miner's: of another type, or another shape than one that is set.
+        """Refuse a learned array that cannot be this miner's: of another type, or another shape where both are set.
 
         Raises:
             ValueError: if it is none.
         """
         own = getattr(self, name)
-        if array.dtype != own.dtype or (own.size and array.shape != own.shape):
+        if array.dtype != own.dtype or (own.size and array.size and array.shape != own.shape):
             raise ValueError(f"state is damaged: {name} has dtype {array.dtype} and shape {array.shape}.")
 
     def _check_state(self, state: Mapping[str, Any]) -> None:

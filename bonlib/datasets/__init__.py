@@ -47,7 +47,7 @@ _DATASETS: dict[str, Callable[..., LabelledSet]] = {
 
 
 # Sets whose content is that of a library or package of some version, whatever the options.
-VERSIONED = ("parts", "components", "toponyms")
+_VERSIONED = ("parts", "components", "toponyms")
 
 
 def load_dataset(name: str, split: str, **options: Any) -> LabelledSet:
@@ -108,6 +108,11 @@ def options_of(name: str, *, text: bool = False) -> set[str]:
 def _check_name(name: str) -> None:
     if name not in _DATASETS:
         raise ValueError(f"name is {name!r}; allowed are {', '.join(map(repr, _DATASETS))}.")
+
+
+def has_content(name: str) -> bool:
+    """Whether a data set is of files or of a library, so that :func:`content_key` says more than its options."""
+    return name in (*_VERSIONED, *BENCHMARKS, "combined-persons", "omniglot")
 
 
 def content_key(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from bonlib.core.checks import whole_number
 from bonlib.core.paths import data_dir
 from bonlib.datasets.files import why_no_image
 from bonlib.datasets.splits import Split, check_split, seed_of_split
-from bonlib.datasets.strings import TextSet
+from bonlib.datasets.strings import LONGEST, TextSet
 from bonlib.datasets.tables import JUNK, UNKNOWN_CAMERA, LeftOut, Row, check_rows, make_table, rows_of
 
 if TYPE_CHECKING:
@@ -149,7 +149,8 @@ def string_table(
 
     What users have who link records: customers, products or companies by their names. Files as in
     :func:`image_table`. A string that two identities share belongs to neither, for it would be a false negative; one
-    that an identity has twice counts once. Both are counted in a warning.
+    that an identity has twice counts once. Both are counted in a warning. Strings are the same where their first 62
+    characters are.
 
     Args:
         split: ``"train"``, ``"validation"``, ``"test"`` or ``"all"``; without a column split the identities are split
@@ -183,9 +184,10 @@ def string_table(
     if wrong := sorted(set(table["part"]) - {"", "train", "validation", "test"}):
         raise ValueError(f"{file} has the split {wrong[0]!r}; allowed are train, validation and test.")
     total = len(table)
-    table = table.drop_duplicates(["string", "identity"])
+    table = table.assign(seen=table["string"].str[:LONGEST])  # what the encoder sees
+    table = table.drop_duplicates(["seen", "identity"])
     repeated = total - len(table)
-    shared = table["string"].duplicated(keep=False)
+    shared = table["seen"].duplicated(keep=False)
     if left_out := {k: v for k, v in (("repeated", repeated), ("of two identities", int(shared.sum()))) if v}:
         told = ", ".join(f"{count} ({reason})" for reason, count in left_out.items())
         warnings.warn(f"Left out of {total} strings: {told}", LeftOut, stacklevel=3)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bonlib.core.paths import project_dir, results_dir, write_atomically
-from bonlib.datasets import VERSIONED, content_key
+from bonlib.datasets import content_key, has_content
 from bonlib.datasets.files import file_digest
 from bonlib.study.names import method_name
 
@@ -51,14 +51,14 @@ def config_key(config: Mapping[str, Any]) -> str:
         True
     """
     chosen = {name: value for name, value in config.items() if not (name in _LATER and value == _LATER[name])}
-    if chosen.get("dataset_options") or chosen.get("dataset") in VERSIONED:
+    if chosen.get("dataset_options") or has_content(chosen.get("dataset", "")):
         chosen["dataset_options"] = content_key(chosen["dataset"], chosen.get("dataset_options", {}))
     start = chosen.get("start")
     if isinstance(start, str):
         chosen["start"] = file_digest(str(Path(start).expanduser()))
-    elif start and "dataset_options" in start:
+    elif start and ("dataset_options" in start or has_content(start.get("dataset", ""))):
         of = start.get("dataset", chosen["dataset"])
-        chosen["start"] = start | {"dataset_options": content_key(of, start["dataset_options"])}
+        chosen["start"] = start | {"dataset_options": content_key(of, start.get("dataset_options", {}))}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
 

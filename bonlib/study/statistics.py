@@ -200,7 +200,7 @@ def of_shared_seeds(runs: "pd.DataFrame") -> "pd.DataFrame":
         ValueError: if the methods share no seed, or the runs are of several data sets or lengths.
     """
     _one_budget(runs, "The table")
-    runs = runs.query("error.isna()") if "error" in runs else runs
+    runs = runs.loc[runs["error"].isna()] if "error" in runs else runs
     methods = runs.groupby("seed")["method"].nunique()
     shared = methods.index[methods == runs["method"].nunique()]
     if not len(shared):
@@ -234,6 +234,8 @@ def leads_by(
         ValueError: if a group mixes budgets, or no group has both miners.
     """
     rows, differences = [], []
+    if runs[by].isna().any():
+        raise ValueError(f"{by} is missing in {int(runs[by].isna().sum())} runs; fill it in, such as by fillna.")
     for name, group in runs.groupby(by, sort=False):
         first, second = group[group["miner"] == miner], group[group["miner"] == baseline]
         if first.empty or second.empty:
@@ -289,6 +291,8 @@ def time_to_accuracy(
     """
     import pandas as pd
 
+    _one_budget(runs, "The table")
+    history = history.loc[history["key"].isin(runs["key"])] if len(history) else history
     known = set(history["method"]) if len(history) else set()
     if baseline not in known:
         raise ValueError(f"baseline is {baseline!r}, which has no history here; allowed are {sorted(known)}.")

@@ -17,10 +17,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from bonlib.core.paths import project_dir, write_atomically
+from bonlib.core.paths import project_dir, results_dir, write_atomically
 from bonlib.datasets import content_key, load_dataset
 from bonlib.datasets.splits import SPLITS
-from bonlib.study.experiment import Config, checkpoint_path, make_config
+from bonlib.study.config import Config, make_config
+from bonlib.study.experiment import checkpoint_path
 from bonlib.study.records import find_run, run_path, save_run, sweep_dir
 from bonlib.study.statistics import mean_interval
 
@@ -50,7 +51,7 @@ class Task:
 def read_sweep(file: Path) -> list[Config]:
     """The runs of a sweep file: every method with every seed.
 
-    The YAML has ``common`` settings of :class:`~bonlib.study.experiment.Config`, a list of ``seeds`` and a list of
+    The YAML has ``common`` settings of :class:`~bonlib.study.config.Config`, a list of ``seeds`` and a list of
     ``methods``, each with the settings in which it differs.
 
     Raises:
@@ -179,7 +180,7 @@ def _execute_one(task: Task, threads: int, started: dict[str, float], stop: thre
             write_atomically(_stamp(task.output), lambda path: path.write_text(task.key))
         return ""
     error = "\n".join(errors.strip().splitlines()[-15:])
-    if task.config is not None and not stop.is_set():
+    if task.config is not None and not stop.is_set() and find_run(task.config, task.sweep) is None:
         save_run(task.config, task.sweep, error=error)
     return error or f"exit code {process.returncode}"
 
@@ -208,10 +209,12 @@ def _papermill(stem: str, output: Path, parameters: dict[str, Any]) -> list[str]
 
 
 def _fingerprint(notebook: Path, parameters: dict[str, Any]) -> str:
-    """Of what an executed notebook was made from: its source, its parameters, the package."""
+    """Of what an executed notebook was made from: its source, its parameters, the package, the records."""
     cells = [cell["source"] for cell in json.loads(notebook.read_text())["cells"]]
     package = [path.read_text() for path in sorted((_root() / "bonlib").rglob("*.py"))]
-    return hashlib.sha256(json.dumps([cells, parameters, package]).encode()).hexdigest()
+    found = sorted((path.relative_to(results_dir()), path) for path in results_dir().rglob("*.json"))
+    records = [(str(name), path.stat().st_size) for name, path in found if name.parts[0] != "scratch"]  # a page's own
+    return hashlib.sha256(json.dumps([cells, parameters, package, records]).encode()).hexdigest()
 
 
 def _stamp(output: Path) -> Path:
@@ -255,9 +258,9 @@ def results_lines(sweep: str) -> Iterator[str]:
     if "metrics.recall@1" not in runs:
         return
     runs = runs.dropna(subset=["metrics.recall@1"])  # a failed run has none
-    for method, group in runs.groupby("method"):
+    for of, group in runs.groupby(runs["dataset"] + ", " + runs["method"], sort=False):
         score = mean_interval(group["metrics.recall@1"].tolist())
-        yield f"  {method!s:34} R@1 {score}  ({score.seeds} seed{'s' * (score.seeds > 1)})"
+        yield f"  {of!s:34} R@1 {score}  ({score.seeds} seed{'s' * (score.seeds > 1)})"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -295,7 +298,8 @@ def main(arguments: list[str] | None = None) -> int:
             configs = read_sweep(_sweep_file(sweep))
             if options.dataset:
                 configs = on_dataset(configs, options.dataset, options.root)
-                content = str(content_key(options.dataset, configs[0].dataset_options).get("content", ""))[:6]
+                content = content_key(options.dataset, configs[0].dataset_options).get("content", "")
+                content = content and hashlib.sha256(json.dumps(content).encode()).hexdigest()[:6]
                 sweeps[i] = sweep = "_".join(filter(None, (sweep, options.dataset, content)))
             for config in configs if options.fresh else []:
                 run_path(asdict(config), sweep).unlink(missing_ok=True)

@@ -207,7 +207,7 @@ def recall_by_gallery(
     Args:
         embeddings: ``(num_samples, dim)`` floating point.
         labels: ``(num_samples,)`` integers.
-        sizes: samples of the galleries; those that the set does not have are left out.
+        sizes: samples of the galleries; those that the set does not have, or where nothing can be found, are left out.
         most: queries at most, of the gallery.
         seed: of the order in which identities are drawn.
 
@@ -229,6 +229,8 @@ def recall_by_gallery(
     found = []
     for size in [*(size for size in sizes if size < len(labels)), len(labels)]:
         kept = (place <= int((counts < size).sum())).nonzero().squeeze(1)
+        if size < len(labels) and int(place[kept].bincount().max()) < 2:
+            continue  # no sample has another one of its identity there
         metrics = retrieval_metrics(embeddings[kept], labels[kept], ks=(1,), most=most)
         found.append({"gallery": size, "recall@1": metrics["recall@1"], "map@r": metrics["map@r"]})
     return found

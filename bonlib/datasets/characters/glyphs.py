@@ -121,7 +121,7 @@ def _cached(paths: list[Path], points: list[int] | None, draws: int, min_faces: 
     """The drawn set, from its cache file where that is whole."""
     from PIL import features
 
-    fonts = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    fonts = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in paths]
     options = [_VERSION, fonts, points, draws, min_faces, seed, features.version("freetype2")]
     return cached_arrays("glyphs", options, lambda: _draw_all(paths, points, draws, min_faces, seed))
 

@@ -156,11 +156,11 @@ def _read_all(sets: list[Path]) -> dict[str, NDArray[Any]]:
 def _drawings_in(path: Path) -> Iterator[tuple[tuple[str, ...], Any]]:
     """``(alphabet, character, file name)`` and an opened file of every drawing of a set."""
     if path.is_dir():
-        for file in sorted(path.glob("*/*/*.png")):
+        for file in sorted(path.rglob("*/*/*.png")):  # some unpack a set into a folder of its name
             if file.name.startswith("."):  # macOS adds them
                 continue
             with file.open("rb") as opened:
-                yield file.relative_to(path).parts, opened
+                yield file.parts[-3:], opened
     else:
         try:
             archive = zipfile.ZipFile(path)
