@@ -67,7 +67,7 @@ def mrr(model: SentenceTransformer, data: Dataset) -> float:
         torch.from_numpy(model.encode(data[name], show_progress_bar=False)) for name in ("anchor", "positive")
     )
     worth = torch.zeros(len(anchors) + 1, dtype=torch.float64)  # of the places up to each
-    worth[1:11] = 1 / torch.arange(1, 11)[: len(anchors)]
+    worth[1:11] = 1 / torch.arange(1, 11, dtype=torch.float64)[: len(anchors)]
     worth, found = worth.cumsum(0), []
     for part in torch.arange(len(anchors)).split(1024):
         similar = anchors[part] @ positives.T
