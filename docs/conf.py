@@ -49,6 +49,9 @@ myst_substitutions = {
             "second_stage",
             "harm",
             "loops",
+            "sooner",
+            "transfer",
+            "batch_sizes",
         )
     },
     "hashes": tables.ablation("ablation_hash", "autoencoder (ours)"),
