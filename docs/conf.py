@@ -51,7 +51,6 @@ myst_substitutions = {
             "loops",
             "sooner",
             "transfer",
-            "batch_sizes",
         )
     },
     "hashes": tables.ablation("ablation_hash", "autoencoder (ours)"),

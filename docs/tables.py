@@ -203,25 +203,6 @@ def transfer() -> str:
     return ranked(finished("transfer"), "two stages")
 
 
-def batch_sizes() -> str:
-    """Two stages against random sets by the size of a batch, at the same number of images."""
-    runs, warm, miners = finished("batch"), _warm()["hangul"], ("random", "two-stage-bag")
-    runs = pd.concat([runs, warm[warm["method"].isin(["random", "two stages"]) & warm["seed"].isin(runs["seed"])]])
-    table = leads_by(runs, "batch_size", "validation.recall@1", miner=miners[1]).sort_index()
-    rows = [
-        [
-            f"{size}",
-            f"{size // 4}",
-            f"{row['steps']:,}",
-            f"{row['random']:.3f}",
-            f"{row['two-stage-bag']:.3f}",
-            points(row),
-        ]
-        for size, row in table.iterrows()
-    ]
-    return markdown("images a batch | identities | steps | random | two stages | two stages lead by, points", rows)
-
-
 def sooner() -> str:
     """Images and seconds until a method first reaches what random sets reach at best."""
     runs, history = finished("sooner"), load_history("sooner")
