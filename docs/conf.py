@@ -51,6 +51,7 @@ myst_substitutions = {
             "loops",
             "sooner",
             "transfer",
+            "trials",
         )
     },
     "hashes": tables.ablation("ablation_hash", "autoencoder (ours)"),

@@ -86,6 +86,15 @@ def large() -> str:
     return markdown(f"{header} | as published leads by, points | two stages lead by, points", rows)
 
 
+def trials() -> str:
+    """The trials on validation places by which margins and augmentation of the large runs on names were chosen."""
+    rows = []
+    for _, run in finished("tune_toponyms").iterrows():
+        options = ", ".join(f"{name} {value}" for name, value in run["dataset_options"].items()) or "none"
+        rows.append([run["method"], f"{run['margin']:.1f}", options, f"{run['validation.recall@1']:.3f}"])
+    return markdown("method | margin | augmentation | R@1", rows)
+
+
 def _warm(smooth: bool = False) -> dict[str, pd.DataFrame]:
     """The runs of each data set from a trained encoder: those under InfoNCE, or all others."""
     runs = finished("warm")
