@@ -344,14 +344,14 @@ def soonest() -> str:
     runs, history = finished("sooner"), load_history("sooner")
     times = time_to_accuracy(runs, history, baseline="random")
     last = runs.groupby("method")["validation.recall@1"].mean()
-    few, smart = (
+    few, smart, graph = (
         f"{times.loc[name, 'step']:.0f} steps, {times.loc[name, 'seconds']:.0f} seconds"
-        for name in ("two stages, four looked at", "smart mining")
+        for name in ("two stages, four looked at", "smart mining", "graph sampling")
     )
     return (
         f"in {runs['steps'].iloc[0]:,} steps on Hangul two stages come to {fewer(last['two stages'], last['random'])} "
         "fewer errors than random sets. With the bag filled from four images of each identity they reach the best that "
-        f"random sets do after {few}; smart mining after {smart}"
+        f"random sets do after {few}; graph sampling after {graph}; smart mining after {smart}"
     )
 
 
