@@ -89,7 +89,7 @@ def large() -> str:
 def trials() -> str:
     """The trials on validation places by which margins and augmentation of the large runs on names were chosen."""
     rows = []
-    for _, run in finished("tune_toponyms").iterrows():
+    for _, run in finished("tune_toponyms").sort_values(["method", "margin"]).iterrows():
         options = ", ".join(f"{name} {value}" for name, value in run["dataset_options"].items()) or "none"
         rows.append([run["method"], f"{run['margin']:.1f}", options, f"{run['validation.recall@1']:.3f}"])
     return markdown("method | margin | augmentation | R@1", rows)
