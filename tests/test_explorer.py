@@ -56,6 +56,17 @@ def test_the_figure_shows_anchor_positives_bag_and_nearest(story):
     assert view.code in figure.get_suptitle()
 
 
+def test_long_names_do_not_run_into_each_other(story):
+    names = story.dataset.class_names
+    story.dataset.class_names = [f"{name}, a place of a very long name" for name in names]
+    figure = draw_view(story, look(story, crowded_anchor(story)))
+    story.dataset.class_names = names
+    figure.canvas.draw()
+    for ax in figure.axes:
+        label, width = ax.xaxis.label, ax.get_window_extent().width
+        assert label.get_window_extent().width <= 1.25 * width, label.get_text()
+
+
 def test_slider_search_and_clicks_move_the_explorer(story):
     explorer = Explorer(story, crowded_anchor(story))
     first = explorer.view

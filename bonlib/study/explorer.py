@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 use_style()
 _MOST_NAMES = 3000  # that the search field offers
+_WIDEST = 11  # characters below an image of a figure
 Ids = NDArray[np.int64]
 
 
@@ -155,17 +156,17 @@ def draw_view(story: Story, view: View, *, columns: int = 12, most: int = 24) ->
     """
     rows: list[tuple[str, list[tuple[int, str, str]]]] = []
     names = _names(story.dataset)
-    first = [(view.anchor, names[view.anchor], INK)]
-    first += [(int(i), names[i], MINER_COLOURS["random"]) for i in view.positives[: columns - 1]]
+    first = [(view.anchor, _label(names[view.anchor]), INK)]
+    first += [(int(i), _label(names[i]), MINER_COLOURS["random"]) for i in view.positives[: columns - 1]]
     rows.append(("anchor and, of its\nclass, its bucket", first))
     shown = [
-        (int(i), f"{names[i]}  {rank}.", MINER_COLOURS["bag"])
+        (int(i), _label(names[i], f"{rank}."), MINER_COLOURS["bag"])
         for i, rank in zip(view.bag[:most], view.bag_ranks, strict=False)
     ]
     for start in range(0, max(len(shown), 1), columns):
         rows.append(("its bag: name and rank\nby exact search" if start == 0 else "", shown[start : start + columns]))
     in_bag = set(view.bag.tolist())
-    exact = [(int(i), names[i], MINER_COLOURS["bag"] if i in in_bag else MUTED) for i in view.nearest[:columns]]
+    exact = [(int(i), _label(names[i]), MINER_COLOURS["bag"] if i in in_bag else MUTED) for i in view.nearest[:columns]]
     rows.append(("exact nearest\n(orange: in the bag)", exact))
     figure, axes = plt.subplots(
         len(rows), columns, figsize=(0.72 * columns + 1.7, 0.95 * len(rows) + 0.5), squeeze=False
@@ -326,6 +327,13 @@ def _title(view: View) -> str:
     bag = f"{len(view.bag)} negatives in its bag"
     best = f", the nearest is number {view.bag_ranks[0]} of {view.negatives:,}" if len(view.bag) else ""
     return f"step {view.step} · {code} · {bag}{best}"
+
+
+def _label(name: str, rank: str = "") -> str:
+    """A name, and a rank, as wide as an image at most: beside each other where they fit, else one below the other."""
+    if len(name) + len(rank) <= _WIDEST:
+        return f"{name}  {rank}".rstrip()
+    return f"{name if len(name) <= _WIDEST else name[: _WIDEST - 1] + '…'}\n{rank}".rstrip()
 
 
 def _names(dataset: LabelledSet) -> list[str]:
