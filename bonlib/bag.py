@@ -234,9 +234,8 @@ class BagOfNegatives(HashedMiner):
         # Whole classes at a time, so that a sketch is the mean of all samples of its identity, and of no old one.
         begins = first[np.flatnonzero(np.diff(first // at_once, prepend=-1))]
         for ids in np.split(looked, begins[1:]):
-            parts = np.array_split(ids, max(-(-len(ids) // (2 * at_once)), 1))
-            checked = [self.checked(part, embed(part))[1] for part in parts]
-            self._correct(ids, torch.cat(checked) if len(checked) > 1 else checked[0])
+            parts = np.array_split(ids, -(-len(ids) // (2 * at_once)))
+            self._correct(ids, torch.cat([self.checked(part, embed(part))[1] for part in parts]))
 
     def _correct(self, ids: Ids, embeddings: Tensor) -> tuple[Ids, Ids]:
         """Bring sketches and codes up to date with embeddings; returns the codes of their entries before and after."""

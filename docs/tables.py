@@ -56,8 +56,7 @@ def scratch() -> str:
     values = [f"{of[name]:.3f}" for name in ("random", "first stage", "two stages")]
     rows.append([size, "triplets", steps, *values, *leads])
     for row in _large("metrics.recall@1"):
-        values = [f"{row[miner]:.3f}" if miner in row else "" for miner in ("random", "bag", "two-stage-bag")]
-        rows.append([row["size"], f"sets + {row['loss']}", f"{row['steps']:,}", *values, *row["leads"]])
+        rows.append([row["size"], f"sets + {row['loss']}", f"{row['steps']:,}", *row["values"], *row["leads"]])
     header = "data, to train on | batches and loss | steps | random | as published | two stages"
     return markdown(f"{header} | as published leads random by, points | two stages lead random by, points", rows)
 
@@ -71,17 +70,16 @@ def _large(column: str) -> list[dict]:
     for setting, row in first.iterrows():
         name, loss = setting.split("/")
         leads = [points(table.loc[setting]) if setting in table.index else "" for table in (first, second)]
+        of = means[setting]
+        values = [f"{of[miner]:.3f}" if miner in of else "" for miner in ("random", "bag", "two-stage-bag")]
         size = f"{NAMES[name]}, {row['identities']:,.0f} identities"
-        rows.append(dict(row) | dict(means[setting]) | {"size": size, "loss": loss, "leads": leads})
+        rows.append({"size": size, "loss": loss, "steps": row["steps"], "values": values, "leads": leads})
     return rows
 
 
 def large() -> str:
     """BoN sets against random sets on the large data sets: all samples of an identity, MAP@R."""
-    rows = []
-    for row in _large("metrics.map@r"):
-        values = [f"{row[miner]:.3f}" if miner in row else "" for miner in ("random", "bag", "two-stage-bag")]
-        rows.append([row["size"], row["loss"], *values, *row["leads"]])
+    rows = [[row["size"], row["loss"], *row["values"], *row["leads"]] for row in _large("metrics.map@r")]
     header = "data, to train on | loss | random MAP@R | as published | two stages"
     return markdown(f"{header} | as published leads by, points | two stages lead by, points", rows)
 
@@ -212,12 +210,17 @@ def transfer() -> str:
     return ranked(finished("transfer"), "two stages")
 
 
+def _sooner() -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
+    """The runs by the clock, when each method reaches random's best, and the R@1 that it ends with."""
+    runs = finished("sooner")
+    times = time_to_accuracy(runs, load_history("sooner"), baseline="random")
+    return runs, times, runs.groupby("method")["validation.recall@1"].mean()
+
+
 def sooner() -> str:
     """Images and seconds until a method first reaches what random sets reach at best."""
-    runs, history = finished("sooner"), load_history("sooner")
-    times, parts = time_to_accuracy(runs, history, baseline="random"), cost_table(runs)
-    last = runs.groupby("method")["validation.recall@1"].mean()
-    rows = []
+    (runs, times, last), rows = _sooner(), []
+    parts = cost_table(runs)
     for method, row in times.sort_values("seconds").iterrows():
         reached = f"{row['reached']:.0f} of {row['seeds']:.0f}"
         to_it = [f"{row[name]:.0f}".replace("inf", "not") for name in ("step", "seconds")]
@@ -341,9 +344,7 @@ def one_batch() -> str:
 
 def soonest() -> str:
     """Who reaches random's best when, as the README says it."""
-    runs, history = finished("sooner"), load_history("sooner")
-    times = time_to_accuracy(runs, history, baseline="random")
-    last = runs.groupby("method")["validation.recall@1"].mean()
+    runs, times, last = _sooner()
     few, smart, graph = (
         f"{times.loc[name, 'step']:.0f} steps, {times.loc[name, 'seconds']:.0f} seconds"
         for name in ("two stages, four looked at", "smart mining", "graph sampling")
