@@ -163,7 +163,7 @@ def check_embeddings(output: Any, dim: int | None = None, *, dtype: torch.dtype 
     if dtype is None:
         dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
     embeddings = embeddings.detach().to(dtype)
-    if torch.isfinite(embeddings.sum()):  # the cheap way, and the one wait for a GPU: a sum of finite ones is finite
+    if math.isfinite(embeddings.sum().item()):  # the cheap way, and the one wait for a GPU
         return embeddings
     finite = torch.isfinite(embeddings).all(dim=1)
     if not finite.all():  # else the sum alone was too large
