@@ -19,8 +19,9 @@ from bonlib.core.layout import Form, Ids
 from bonlib.core.means import RunningMeans
 from bonlib.core.pool import draw_window_negatives, draw_window_seeds
 from bonlib.core.table import BucketTable, default_bits
+from bonlib.core.tuples import steered
 
-_OPTIONS = ("bags", "unit", "pool", "window", "momentum", "random_share", "probe")  # of a bag alone
+_OPTIONS = ("bags", "unit", "pool", "window", "target", "margin", "momentum", "random_share", "probe")  # of a bag alone
 _BAGS, _WINDOW, _MOMENTUM = 4, (0, 8), 0.5  # where nothing else is asked for
 _LEARNED, _AT_ONCE = 200, 128  # batches that the hash learns from where the table is filled at once, and their size
 
@@ -61,6 +62,10 @@ class BagOfNegatives(HashedMiner):
             for ``unit="sample"``.
         window: ranks of the pool that are drawn from, ``(first, last)``, the last left out. A higher first skips the
             nearest, which may be wrong labels; a higher last is easier. A pool that does not reach to it gives none.
+        target: share of active tuples to hold, 0 to 1: the dial turns by itself. Where a batch has more, the window
+            slides toward higher ranks, up to the end of the pool; else back. By default it stays.
+        margin: a tuple is active where its negative is not farther than its positive by so much, of normalised
+            embeddings; as the loss's.
         momentum: share of the old running mean in the new one, 0 to 0.99.
         random_share: share of the classes of a set, or of the negatives, that are drawn at random instead: 0 to 1.
         probe: whether a bucket with too few others is helped out by its Hamming neighbours, before random samples are.
@@ -99,6 +104,8 @@ class BagOfNegatives(HashedMiner):
         unit: Unit = "identity",
         pool: int = 64,
         window: tuple[int, int] = _WINDOW,
+        target: float | None = None,
+        margin: float = 0.2,
         momentum: float = _MOMENTUM,
         random_share: float = 0.0,
         probe: bool = True,
@@ -117,6 +124,8 @@ class BagOfNegatives(HashedMiner):
             raise ValueError(f"window is {window!r}; give two ranks, such as (0, 8).")
         first = whole_number("window[0]", window[0], 0, self.pool - 1 if self.pool else None, "It is below pool.")
         self.window = first, whole_number("window[1]", window[1], first + 1, 4096)
+        self.target = None if target is None else real_number("target", target, 0, 1)
+        self.margin = real_number("margin", margin, -math.inf)
         classes = self.batch_size // self.per_class if form == "set" else None
         if bags is None:
             bags, most = _BAGS, classes or 1
@@ -125,8 +134,10 @@ class BagOfNegatives(HashedMiner):
             bags = min(bags, most)
         self.bags = whole_number("bags", bags, 1, classes, "A set has no more classes." if classes else "")
         self.momentum = real_number("momentum", momentum, 0, 0.99)
-        if not self.pool and (self.window, self.momentum) != (_WINDOW, _MOMENTUM):
-            raise ValueError("pool is 0, which has no use for window and momentum; leave them out, or give a pool.")
+        if not self.pool and (self.window, self.momentum, self.target) != (_WINDOW, _MOMENTUM, None):
+            raise ValueError(
+                "pool is 0, which has no use for window, target and momentum; leave them out, or give one."
+            )
         self.random_share, self.probe = real_number("random_share", random_share, 0, 1), bool(probe)
         self.num_entries = len(self.classes) if unit == "identity" else self.num_samples
         if isinstance(hasher, str):
@@ -145,6 +156,7 @@ class BagOfNegatives(HashedMiner):
         self._means = RunningMeans(len(self.classes), self.dim if self.pool else 0, self.momentum)
         self._tally = np.zeros(len(SOURCES), dtype=np.int64)
         self._churn = self._error = float("nan")
+        self._hardness = 1.0  # where the window stands: 1 as it was given, 0 at the end of the pool
 
     @classmethod
     def as_published(cls, labels: ArrayLike | Tensor, dim: int, **options: Any) -> "BagOfNegatives":
@@ -156,9 +168,9 @@ class BagOfNegatives(HashedMiner):
             **options: as of the class, but what is of two stages alone.
 
         Raises:
-            ValueError: if ``unit``, ``pool``, ``window`` or ``momentum`` is given.
+            ValueError: if ``unit``, ``pool``, ``window``, ``target`` or ``momentum`` is given.
         """
-        if given := sorted({"unit", "pool", "window", "momentum"} & set(options)):
+        if given := sorted({"unit", "pool", "window", "target", "momentum"} & set(options)):
             raise ValueError(f"as_published has no {', '.join(given)}; make BagOfNegatives itself with it.")
         chosen: dict[str, Any] = {"bags": 1, "hasher": "autoencoder"} | options | {"unit": "sample", "pool": 0}
         return cls(labels, dim, **chosen)
@@ -183,6 +195,9 @@ class BagOfNegatives(HashedMiner):
         if (seen := before != UNSEEN).any():
             churn = float((before != codes)[seen].mean())
             self._churn = churn if np.isnan(self._churn) else 0.98 * self._churn + 0.02 * churn
+        if self.target is not None and len(ids) == self.batch_size:
+            labels = torch.from_numpy(self.class_of[ids]).to(embeddings.device)
+            self._hardness = steered(self._hardness, self.target, embeddings, labels, self.index_tuple, self.margin)
 
     def correct(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:
         """Give samples the codes of their embeddings without learning from them; arguments as of :meth:`update`."""
@@ -262,6 +277,7 @@ class BagOfNegatives(HashedMiner):
             "tally": torch.from_numpy(self._tally.copy()),
             "churn": self._churn,
             "error": self._error,
+            "hardness": self._hardness,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -318,11 +334,12 @@ class BagOfNegatives(HashedMiner):
         self._updates = whole_number("updates", state["updates"], 0, 2**31 - 1)
         self._batches = whole_number("batches", state["batches"], 0)
         self._churn, self._error = float(state["churn"]), float(state["error"])
+        self._hardness = real_number("hardness", state["hardness"], 0, 1)
         self.hasher.load_state_dict(state["hasher"])
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         super()._check_state(state)
-        parts = ("table", "hasher", "means", "corrected", "tally", "updates", "batches", "churn", "error")
+        parts = ("table", "hasher", "means", "corrected", "tally", "updates", "batches", "churn", "error", "hardness")
         own_state(state, "a bag", parts)
 
     def _config(self) -> dict[str, Any]:

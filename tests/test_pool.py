@@ -197,12 +197,41 @@ def test_as_published_is_the_first_stage_alone():
         ({"window": (64, 80)}, r"window\[0\] is 64; allowed are 0 to 63. It is below pool"),
         ({"window": (4, 4)}, r"window\[1\] is 4; allowed are 5 to 4096"),
         ({"momentum": 1}, "momentum is 1.0; allowed are 0 to 0.99"),
+        ({"target": 1.5}, "target is 1.5; allowed are 0 to 1"),
+        ({"margin": float("inf")}, "margin is inf"),
+        ({"unit": "sample", "pool": 0, "target": 0.9}, "pool is 0, which has no use for window, target"),
         ({"unit": "sample", "pool": 0, "window": (2, 10)}, "pool is 0, which has no use for window"),
     ],
 )
 def test_bad_dials_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         BagOfNegatives(labels, DIM, batch_size=24, **options)
+
+
+@pytest.mark.parametrize("form", ["set", "triplet", "pair"])
+def test_the_dial_turns_to_easier_ranks_while_more_tuples_are_active_and_back(form):
+    bag = filled(pool=30, window=(2, 6), form=form, target=0.5, margin=0.1, steps=100)
+    order = [distances(anchor, order_by_mean(anchor)) for anchor in range(240)]
+    for (alike, times), hardness in {(True, 10): 0.8, (False, 4): 0.88, (False, 9): 1.0, (True, 60): 0.0}.items():
+        for _, indices in zip(range(times), bag, strict=False):
+            bag.margin = 0.1 if alike else -3.0  # farther than any two: none is active
+            bag.update(indices, torch.ones(24, DIM))
+        assert bag.stats()["hardness"] == pytest.approx(hardness)
+    again = filled(pool=39, window=(2, 6), form=form, target=0.5)
+    again._hardness = 0.25  # three quarters of the 33 ranks behind the window
+    for anchor, negative in enumerate(again.draw_negatives(np.arange(240))):
+        assert order[anchor][27] <= distances(anchor, [labels[negative]])[0] <= order[anchor][30]
+    assert "hardness" not in filled().stats()
+
+
+def test_other_batches_than_its_own_do_not_turn_the_dial():
+    bag = filled(form="triplet", target=0.0)
+    bag.update(np.arange(24), embeddings()[:24])  # no triplets
+    bag.update([0, 1], embeddings()[:2])
+    assert bag.stats()["hardness"] == 1.0
+    indices = next(iter(bag))
+    bag.update(indices, embeddings()[indices])
+    assert bag.stats()["hardness"] == pytest.approx(0.98)
 
 
 def test_a_huge_row_does_not_reach_beyond_its_own_identity():

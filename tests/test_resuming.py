@@ -69,8 +69,9 @@ def test_a_bag_saved_after_any_batch_of_two_passes_draws_what_would_have_come(st
                 if not count:
                     return
 
-    whole = list(batches(make_bag(), 3 * STEPS))
-    bag, again = make_bag(), make_bag(seed=5)
+    dial = {"pool": 24, "target": 0.5}
+    whole = list(batches(make_bag(**dial), 3 * STEPS))
+    bag, again = make_bag(**dial), make_bag(**dial, seed=5)
     assert list(batches(bag, stop)) == whole[:stop]
     again.load_state_dict(passed_through_a_file(bag.state_dict()))
     assert list(batches(again, 3 * STEPS - stop)) == whole[stop:]

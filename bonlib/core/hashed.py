@@ -28,6 +28,7 @@ class HashedMiner(Miner):
         hasher: embeddings to codes.
         table: codes to buckets.
         pool, window, probe: how candidates are gathered, and which of them are drawn.
+        target: share of active tuples that the window follows, ``None`` where it stays.
     """
 
     unit: Unit
@@ -37,6 +38,7 @@ class HashedMiner(Miner):
     pool: int
     window: tuple[int, int]
     probe: bool
+    target: float | None
     _means: RunningMeans
     _corrected: NDArray[np.int32]  # the update that last corrected an entry
     _tally: NDArray[np.int64]  # where what was drawn came from
@@ -44,6 +46,7 @@ class HashedMiner(Miner):
     _batches: int
     _churn: float
     _error: float
+    _hardness: float
 
     @property
     def bits(self) -> int:
@@ -124,17 +127,23 @@ class HashedMiner(Miner):
             ``from_own``, ``from_hamming1``, ``from_hamming2``, ``from_random``, ``from_unseen`` shares of the negatives
             (triplets, pairs) or classes (sets) drawn so far by where they came from; ``empty_bag_rate`` share of those
             whose anchor had a code but that its own bucket could not give; ``age_mean`` and ``age_max`` of the codes,
-            in updates since they were corrected; ``batches_missed`` drawn so far without an update.
+            in updates since they were corrected; ``batches_missed`` drawn so far without an update; ``hardness`` where
+            a ``target`` is given: 1 for the window as it was given, 0 at the end of the pool.
         """
         drawn, coded = self._tally.sum(), self._tally[:CODELESS].sum()
-        return self.table.stats() | {
-            "churn": self._churn,
-            "reconstruction_error": self._error,
-            **ages(self._corrected, self.table.buckets.code, self._updates),
-            "batches_missed": self._batches - self._updates,
-            "empty_bag_rate": float(1 - self._tally[OWN] / coded) if coded else 0.0,
-            **{f"from_{name}": float(n / max(drawn, 1)) for name, n in zip(SOURCES, self._tally, strict=True)},
-        }
+        steered = {} if self.target is None else {"hardness": self._hardness}
+        return (
+            self.table.stats()
+            | steered
+            | {
+                "churn": self._churn,
+                "reconstruction_error": self._error,
+                **ages(self._corrected, self.table.buckets.code, self._updates),
+                "batches_missed": self._batches - self._updates,
+                "empty_bag_rate": float(1 - self._tally[OWN] / coded) if coded else 0.0,
+                **{f"from_{name}": float(n / max(drawn, 1)) for name, n in zip(SOURCES, self._tally, strict=True)},
+            }
+        )
 
     @property
     def nbytes(self) -> int:
@@ -144,4 +153,6 @@ class HashedMiner(Miner):
 
     @property
     def _dial(self) -> Dial:
-        return Dial(self.pool, *self.window, self.bits if self.probe else 0, int(self.unit == "identity"))
+        slid = round((1 - self._hardness) * max(self.pool - self.window[1], 0))
+        first, last = (rank + slid for rank in self.window)
+        return Dial(self.pool, first, last, self.bits if self.probe else 0, int(self.unit == "identity"))

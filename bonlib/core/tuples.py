@@ -1,14 +1,15 @@
-"""Tuples of a batch: which of them still pull at the encoder."""
+"""Tuples of a batch: which of them still pull at the encoder, and how hard the next ones should be."""
 
 import torch
 from torch import Tensor
 
 IndexTuple = tuple[Tensor, ...]
+_PACE = 0.02  # by which a batch moves the hardness
 
 
 @torch.no_grad()
 def active_share(embeddings: Tensor, labels: Tensor, index_tuple: IndexTuple | None, margin: float) -> float:
-    """Share of tuples with a positive loss, by Euclidean distance of normalised embeddings ."""
+    """Share of tuples with a positive loss, by Euclidean distance of normalised embeddings."""
     unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
     if index_tuple is None:
         distances = torch.cdist(unit, unit)  # (batch, batch)
@@ -22,3 +23,26 @@ def active_share(embeddings: Tensor, labels: Tensor, index_tuple: IndexTuple | N
         return float((far < margin).float().mean())
     near = (unit[anchor] - unit[index_tuple[1]]).norm(dim=1)
     return float((near + margin > far).float().mean())
+
+
+def steered(
+    hardness: float, target: float, embeddings: Tensor, labels: Tensor, index_tuple: IndexTuple | None, margin: float
+) -> float:
+    """The hardness after a batch: up where fewer of its tuples are active than the target share, else down.
+
+    Args:
+        hardness: before, 0 to 1.
+        target: share of active tuples to hold, 0 to 1.
+        embeddings: ``(batch, dim)``.
+        labels: ``(batch,)`` on the same device.
+        index_tuple: positions of the tuples, ``None`` for sets. Other batches than these move nothing.
+        margin: a tuple is active where its negative is not farther than its positive by so much.
+
+    Source: Harwood et al., "Smart mining for deep metric learning", ICCV 2017; the rule is our reading.
+    """
+    if index_tuple is not None:
+        own = [labels[positions.to(labels.device)] for positions in index_tuple]
+        if not (torch.equal(own[0], own[1]) and bool((own[-2 if len(own) == 4 else 0] != own[-1]).all())):
+            return hardness
+    active = active_share(embeddings, labels, index_tuple, margin)
+    return min(max(hardness + (_PACE if active < target else -_PACE), 0.0), 1.0)

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from bonlib.core.checks import check_indices, needs_extra, real_number, whole_number
 from bonlib.core.layout import Ids, Layout
-from bonlib.core.tuples import active_share
+from bonlib.core.tuples import steered
 from bonlib.miners.base import Refreshing
 
 _LINKS = 16  # of a node in the graph of neighbours
-_PACE = 0.02  # by which a batch moves the hardness
 
 
 class SmartMining(Refreshing):
@@ -75,8 +74,7 @@ class SmartMining(Refreshing):
         if self._index is None or len(ids) != self.batch_size:
             return
         labels = torch.from_numpy(self.class_of[ids]).to(embeddings.device)
-        active = active_share(embeddings, labels, self.index_tuple, self.margin)
-        self._hardness = min(max(self._hardness + (_PACE if active < self.target else -_PACE), 0.0), 1.0)
+        self._hardness = steered(self._hardness, self.target, embeddings, labels, self.index_tuple, self.margin)
 
     def stats(self) -> dict[str, float]:
         """``looks`` so far and ``hardness`` now."""

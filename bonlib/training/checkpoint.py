@@ -13,7 +13,7 @@ import torch
 from bonlib.core.distributed import from_rank_zero, of_all_ranks, rank
 from bonlib.core.paths import read_torch, write_torch
 
-_FORMAT = "bonlib checkpoint 4"
+_FORMAT = "bonlib checkpoint 5"
 _CURE = "resume with what it was saved with, or remove the file to begin anew"
 
 
