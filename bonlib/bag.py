@@ -206,8 +206,8 @@ class BagOfNegatives(HashedMiner):
     def fill(self, embed: Callable[[Ids], Tensor], *, per_class: int | None = None, at_once: int = 4096) -> None:
         """Give every entry its code at once: for an encoder that is trained already.
 
-        The hash learns from some 25,000 random samples, then the samples get their codes. Without it the table fills
-        during the first passes.
+        The hash learns from some 25,000 random samples, then all get their codes; each is embedded once. Without it the
+        table fills during the first passes.
 
         Args:
             embed: dataset indices ``(n,)`` to embeddings ``(n, dim)``, without gradients.
@@ -241,16 +241,27 @@ class BagOfNegatives(HashedMiner):
             looked, first = some_of_each(grouped(self.class_of, len(self.classes)), per_class)
         rng = np.random.default_rng([self.seed, 1])
         some = rng.permutation(self.num_samples if per_class is None else looked)[: _LEARNED * _AT_ONCE]
-        for ids in np.array_split(some, max(len(some) // at_once, 1)):
-            _, embeddings = self.checked(ids, embed(ids))
-            for rows in embeddings.split(_AT_ONCE):
-                self.hasher.partial_fit(rows)
+        known = torch.cat(
+            [self.checked(ids, embed(ids))[1] for ids in np.array_split(some, max(len(some) // at_once, 1))]
+        )
+        for rows in known.split(_AT_ONCE):
+            self.hasher.partial_fit(rows)
+        order = some.argsort()
+
+        def look(ids: Ids) -> Tensor:
+            """Embeddings of samples; those that the hash learned from are not asked for again."""
+            at = order[np.searchsorted(some, ids, sorter=order).clip(max=len(some) - 1)]
+            rows, new = known[torch.from_numpy(at)], some[at] != ids
+            if new.any():
+                rows[torch.from_numpy(new)] = self.checked(ids[new], embed(ids[new]))[1]
+            return rows
+
         self._means = RunningMeans(len(self.classes), self.dim if self.pool else 0, self.momentum)
         # Whole classes at a time, so that a sketch is the mean of all samples of its identity, and of no old one.
         begins = first[np.flatnonzero(np.diff(first // at_once, prepend=-1))]
         for ids in np.split(looked, begins[1:]):
             parts = np.array_split(ids, -(-len(ids) // (2 * at_once)))
-            self._correct(ids, torch.cat([self.checked(part, embed(part))[1] for part in parts]))
+            self._correct(ids, torch.cat([look(part) for part in parts]))
 
     def _correct(self, ids: Ids, embeddings: Tensor) -> tuple[Ids, Ids]:
         """Bring sketches and codes up to date with embeddings; returns the codes of their entries before and after."""

@@ -15,6 +15,7 @@ from bonlib.study.records import load_bench, load_history, load_runs
 from bonlib.study.statistics import against, cost_table, leads_by, of_shared_seeds, time_to_accuracy
 
 ROOT = Path(__file__).parent.parent
+STEERED = "two stages, steered"
 NAMES = {"glyphs": "glyphs", "hangul": "Hangul", "parts": "parts in 3D", "toponyms": "names of places"}
 
 
@@ -100,19 +101,32 @@ def _warm(smooth: bool = False) -> dict[str, pd.DataFrame]:
     return {str(name): group for name, group in runs.groupby("dataset", sort=False)}
 
 
+def _to_the_end() -> dict[str, pd.DataFrame]:
+    """The runs from a trained encoder to the end of a cosine schedule, by data set."""
+    runs = finished("dial")
+    known = {NAMES[str(name)]: group for name, group in runs.groupby("dataset", sort=False)}
+    return known | {"parts in seven colours": finished("many")}
+
+
 def stages() -> str:
-    """From a trained encoder: random sets, BoN as published, two stages, the best of the others; the README's rows."""
+    """From a trained encoder to the end: random sets, BoN as published, two stages, the best of the others."""
     rows = []
-    for name, group in _warm().items():
+    for name, group in _to_the_end().items():
         means = group.groupby("method")["validation.recall@1"].mean()
-        others = means.drop(["random", "first stage", "two stages", "two stages, learned hash"], errors="ignore")
-        own = against(group, "validation.recall@1", "two stages")
-        values = [f"{means[method]:.3f}" for method in ("random", "first stage", "two stages")]
-        best = f"{others.max():.3f} {others.idxmax()}"
-        rows.append([NAMES[name], *values, best, points(own.loc["random"]),
-                     fewer(means["two stages"], means["random"])])  # fmt: skip
-    header = "data | random sets | BoN as published | two stages | best of the others"
+        others = means[["smart mining", *means.index.intersection(["cross-batch memory"])]]
+        own = against(group, "validation.recall@1", STEERED)
+        values = [f"{means[method]:.3f}" if method in means else "" for method in ("random", "first stage", STEERED)]
+        size = f"{name}, {group['data.identities'].median():,.0f}"
+        rows.append([size, *values, f"{others.max():.3f} {others.idxmax()}", points(own.loc["random"]),
+                     fewer(means[STEERED], means["random"])])  # fmt: skip
+    header = "data, identities to train on | random sets | BoN as published | two stages | best of the others"
     return markdown(f"{header} | two stages lead random by, points | fewer errors than random", rows)
+
+
+def dial() -> str:
+    """The same runs with all methods, a table a data set."""
+    parts = [f"### {name}\n\n{ranked(group, STEERED, spent=True)}" for name, group in _to_the_end().items()]
+    return "\n\n".join(parts)
 
 
 def field() -> str:
@@ -194,15 +208,22 @@ def second_stage() -> str:
     return ranked(runs, "two stages (default)")
 
 
-def ranked(runs: pd.DataFrame, method: str) -> str:
-    """The methods of a table of runs, best first, and what one of them is ahead of the others."""
+def ranked(runs: pd.DataFrame, method: str, *, spent: bool = False) -> str:
+    """The methods of a table of runs, best first, and what one of them is ahead of the others.
+
+    Args:
+        runs: finished ones of one data set.
+        method: whose lead it is.
+        spent: whether to add the seconds of training with all looks.
+    """
     columns = ["validation.recall@1", "validation.map@r"]
     means, table = runs.groupby("method")[columns].mean(), against(runs, columns[0], method)
-    rows = [
-        [other, f"{recall:.3f}", f"{precision:.3f}", lead_of(table, other)]
-        for other, (recall, precision) in means.sort_values(columns[0], ascending=False).iterrows()
-    ]
-    return markdown(f"method | R@1 | MAP@R | {method} leads by, points", rows)
+    seconds, rows = cost_table(runs)["total"] * runs["steps"].iloc[0] / 1000, []
+    for other, (recall, precision) in means.sort_values(columns[0], ascending=False).iterrows():
+        more = [f"{seconds[other]:.0f}"] if spent else []
+        rows.append([other, f"{recall:.3f}", f"{precision:.3f}", *more, lead_of(table, other)])
+    header = "method | R@1 | MAP@R" + (" | seconds of training and looks" if spent else "")
+    return markdown(f"{header} | {method} leads by, points", rows)
 
 
 def transfer() -> str:

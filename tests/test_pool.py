@@ -1,5 +1,7 @@
 """The second stage: sketches, pools, windows, against brute force."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -156,13 +158,15 @@ def test_filling_leaves_no_sample_without_a_code(unit):
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.integers(1, 9), min_size=2, max_size=12), st.integers(1, 10), st.integers(1, 30))
-def test_a_fill_may_look_at_some_samples_of_each_identity_evenly_spread(counts, per_class, at_once):
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=12), st.integers(1, 10), st.integers(1, 30), st.integers(1, 99))
+def test_a_fill_looks_once_at_some_samples_of_each_identity_evenly_spread(counts, per_class, at_once, learned):
     own = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     bag, seen = BagOfNegatives(own, DIM, form="triplet", batch_size=3, momentum=0.0), []
     rows = embeddings()[: len(own)]
-    bag.fill(lambda ids: seen.append(ids) or rows[ids], per_class=per_class, at_once=at_once)
+    with mock.patch("bonlib.bag._LEARNED", 1), mock.patch("bonlib.bag._AT_ONCE", learned):
+        bag.fill(lambda ids: seen.append(ids) or rows[ids], per_class=per_class, at_once=at_once)
     looked = set(np.concatenate(seen).tolist())
+    assert len(looked) == len(np.concatenate(seen))
     for c, count in enumerate(counts):
         of = np.flatnonzero(own == c)
         spread = {of[j * count // per_class] for j in range(per_class)} if count > per_class else set(of)
@@ -276,13 +280,15 @@ def test_no_state_leads_a_draw_out_of_its_arrays(unit, form, data, bits, counts,
         assert len(set(own[bag.draw_seeds(count)])) == count
 
 
-def test_a_fill_that_fails_changes_nothing():
+@pytest.mark.parametrize("broken", [1, 3, 5])  # in the two calls that the hash learns from, or later
+def test_a_fill_that_fails_changes_nothing(monkeypatch, broken):
+    monkeypatch.setattr("bonlib.bag._LEARNED", 1)
     bag, calls = BagOfNegatives(labels, DIM, batch_size=24), []
 
     def embed(ids):
         calls.append(ids)
         rows = embeddings()[ids]
-        return rows if len(calls) < 6 else rows * float("nan")
+        return rows if len(calls) != broken else rows * float("nan")
 
     before = str(bag.state_dict())
     with pytest.raises(ValueError, match="NaN"):
