@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bonlib.core.checks import all_or_nothing, as_array, check_indices, own_state, real_number, whole_number
 from bonlib.core.growth import grown, is_of_first
-from bonlib.core.hashed import HashedMiner, Unit
+from bonlib.core.hashed import WINDOW, HashedMiner, Unit
 from bonlib.core.hashes import make_hasher
 from bonlib.core.hashing import Hash
 from bonlib.core.kernels import RANDOM, SOURCES, UNSEEN, draw_negatives, draw_seeds, grouped, some_of_each
@@ -19,10 +19,9 @@ from bonlib.core.layout import Form, Ids
 from bonlib.core.means import RunningMeans
 from bonlib.core.pool import draw_window_negatives, draw_window_seeds
 from bonlib.core.table import BucketTable, default_bits
-from bonlib.core.tuples import steered
 
 _OPTIONS = ("bags", "unit", "pool", "window", "target", "margin", "momentum", "random_share", "probe")  # of a bag alone
-_BAGS, _WINDOW, _MOMENTUM = 4, (0, 8), 0.5  # where nothing else is asked for
+_BAGS, _MOMENTUM = 4, 0.5  # where nothing else is asked for
 _LEARNED, _AT_ONCE = 200, 128  # batches that the hash learns from where the table is filled at once, and their size
 
 
@@ -56,16 +55,18 @@ class BagOfNegatives(HashedMiner):
         batch_size: indices in a batch: a multiple of ``per_class``, 3 or 4 by form.
         per_class: samples of each class in a set; smaller classes are drawn with replacement.
         bags: anchors whose windows, or buckets, the classes of a set come from; by default four, or more where four
-            windows are too narrow for a set. Where windows overlap, or are too few, ranks behind them are drawn too.
+            windows are too narrow for a set. Where windows overlap, or are too few, ranks behind them are drawn too,
+            and then those that they have slid past.
         unit: what the table holds: ``"identity"``, or ``"sample"`` with a code for each sample.
         pool: candidates at most, 0 to 4096; with 0 classes and negatives are drawn from buckets as they are, which is
             for ``unit="sample"``.
         window: ranks of the pool that are drawn from, ``(first, last)``, the last left out. A higher first skips the
             nearest, which may be wrong labels; a higher last is easier. A pool that does not reach to it gives none.
-        target: share of active tuples to hold, 0 to 1: the dial turns by itself. Where a batch has more, the window
-            slides toward higher ranks, up to the end of the pool; else back. By default it stays.
-        margin: a tuple is active where its negative is not farther than its positive by so much, of normalised
-            embeddings; as the loss's.
+        target: share of active tuples to hold, 0 to 1: the dial turns by itself. After a batch with more of them the
+            window slides toward higher ranks, up to the last that is found; after one with fewer it slides back. By
+            default it stays. Sets need two samples of a class; of triplets and pairs only whole batches count.
+        margin: what makes a tuple active, see :func:`~bonlib.core.tuples.active_share`: the margin of your loss; by
+            default 0.2. It goes with ``target``.
         momentum: share of the old running mean in the new one, 0 to 0.99.
         random_share: share of the classes of a set, or of the negatives, that are drawn at random instead: 0 to 1.
         probe: whether a bucket with too few others is helped out by its Hamming neighbours, before random samples are.
@@ -103,9 +104,9 @@ class BagOfNegatives(HashedMiner):
         bags: int | None = None,
         unit: Unit = "identity",
         pool: int = 64,
-        window: tuple[int, int] = _WINDOW,
+        window: tuple[int, int] = WINDOW,
         target: float | None = None,
-        margin: float = 0.2,
+        margin: float | None = None,
         momentum: float = _MOMENTUM,
         random_share: float = 0.0,
         probe: bool = True,
@@ -117,15 +118,8 @@ class BagOfNegatives(HashedMiner):
         super().__init__(labels, dim, form=form, batch_size=batch_size, per_class=per_class, steps=steps, seed=seed)
         if unit not in ("identity", "sample"):
             raise ValueError(f"unit is {unit!r}; allowed are 'identity' and 'sample'.")
-        self.unit, self.pool = unit, whole_number("pool", pool, 0, 4096, "0 draws from buckets as they are.")
-        if unit == "identity" and not self.pool:
-            raise ValueError("unit is 'identity' and pool 0; buckets of identities need a pool of at least 1.")
-        if not isinstance(window, tuple | list) or len(window) != 2:
-            raise ValueError(f"window is {window!r}; give two ranks, such as (0, 8).")
-        first = whole_number("window[0]", window[0], 0, self.pool - 1 if self.pool else None, "It is below pool.")
-        self.window = first, whole_number("window[1]", window[1], first + 1, 4096)
-        self.target = None if target is None else real_number("target", target, 0, 1)
-        self.margin = real_number("margin", margin, -math.inf)
+        self.unit = unit
+        self._set_dial(pool, window, target, margin)
         classes = self.batch_size // self.per_class if form == "set" else None
         if bags is None:
             bags, most = _BAGS, classes or 1
@@ -134,10 +128,8 @@ class BagOfNegatives(HashedMiner):
             bags = min(bags, most)
         self.bags = whole_number("bags", bags, 1, classes, "A set has no more classes." if classes else "")
         self.momentum = real_number("momentum", momentum, 0, 0.99)
-        if not self.pool and (self.window, self.momentum, self.target) != (_WINDOW, _MOMENTUM, None):
-            raise ValueError(
-                "pool is 0, which has no use for window, target and momentum; leave them out, or give one."
-            )
+        if not self.pool and self.momentum != _MOMENTUM:
+            raise ValueError(f"momentum is {momentum!r} and pool 0, which has no use for it; leave it out.")
         self.random_share, self.probe = real_number("random_share", random_share, 0, 1), bool(probe)
         self.num_entries = len(self.classes) if unit == "identity" else self.num_samples
         if isinstance(hasher, str):
@@ -168,9 +160,9 @@ class BagOfNegatives(HashedMiner):
             **options: as of the class, but what is of two stages alone.
 
         Raises:
-            ValueError: if ``unit``, ``pool``, ``window``, ``target`` or ``momentum`` is given.
+            ValueError: if ``unit``, ``pool``, ``window``, ``target``, ``margin`` or ``momentum`` is given.
         """
-        if given := sorted({"unit", "pool", "window", "target", "momentum"} & set(options)):
+        if given := sorted({"unit", "pool", "window", "target", "margin", "momentum"} & set(options)):
             raise ValueError(f"as_published has no {', '.join(given)}; make BagOfNegatives itself with it.")
         chosen: dict[str, Any] = {"bags": 1, "hasher": "autoencoder"} | options | {"unit": "sample", "pool": 0}
         return cls(labels, dim, **chosen)
@@ -189,15 +181,14 @@ class BagOfNegatives(HashedMiner):
             FloatingPointError: if the hash would not be finite; all is then as before.
         """
         ids, embeddings = self.checked(indices, embeddings)
+        hardness = self._steered(ids, embeddings)
         self._error = self.hasher.partial_fit(embeddings)
         self._updates += 1
         before, codes = self._correct(ids, embeddings)
         if (seen := before != UNSEEN).any():
             churn = float((before != codes)[seen].mean())
             self._churn = churn if np.isnan(self._churn) else 0.98 * self._churn + 0.02 * churn
-        if self.target is not None and len(ids) == self.batch_size:
-            labels = torch.from_numpy(self.class_of[ids]).to(embeddings.device)
-            self._hardness = steered(self._hardness, self.target, embeddings, labels, self.index_tuple, self.margin)
+        self._hardness = hardness
 
     def correct(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:
         """Give samples the codes of their embeddings without learning from them; arguments as of :meth:`update`."""
@@ -345,7 +336,8 @@ class BagOfNegatives(HashedMiner):
         self._updates = whole_number("updates", state["updates"], 0, 2**31 - 1)
         self._batches = whole_number("batches", state["batches"], 0)
         self._churn, self._error = float(state["churn"]), float(state["error"])
-        self._hardness = real_number("hardness", state["hardness"], 0, 1)
+        hardness = real_number("hardness", state["hardness"], 0, 1)
+        self._hardness = 1.0 if self.target is None else hardness
         self.hasher.load_state_dict(state["hasher"])
 
     def _check_state(self, state: Mapping[str, Any]) -> None:

@@ -41,7 +41,7 @@ myst_substitutions = {
         for name in (
             "scratch",
             "large",
-            "stages",
+            "dial",
             "field",
             "smooth",
             "costs",

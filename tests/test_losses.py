@@ -81,6 +81,20 @@ def test_batch_hard_by_hand():
     assert active == pytest.approx(float((hardest > 0).float().mean()))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1.0, 1e30])
+def test_active_share_does_not_depend_on_the_scale(scale):
+    embeddings = torch.randn(12, 8, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(4).repeat_interleave(3)
+    unit = embeddings / embeddings.norm(dim=1, keepdim=True)
+    active = 0
+    for i in range(12):
+        apart = [float((unit[i] - unit[j]).norm()) for j in range(12)]
+        near = max(apart[j] for j in range(12) if labels[j] == labels[i])
+        active += near - 0.05 > min(apart[j] for j in range(12) if labels[j] != labels[i])
+    assert 0 < active < 12
+    assert active_share(embeddings * scale, labels, None, -0.05) == pytest.approx(active / 12)
+
+
 def test_active_share_of_separated_classes_is_zero():
     embeddings = torch.eye(4).repeat_interleave(2, dim=0)
     assert active_share(embeddings, torch.arange(4).repeat_interleave(2), None, 0.2) == 0

@@ -202,8 +202,11 @@ def test_as_published_is_the_first_stage_alone():
         ({"window": (4, 4)}, r"window\[1\] is 4; allowed are 5 to 4096"),
         ({"momentum": 1}, "momentum is 1.0; allowed are 0 to 0.99"),
         ({"target": 1.5}, "target is 1.5; allowed are 0 to 1"),
-        ({"margin": float("inf")}, "margin is inf"),
-        ({"unit": "sample", "pool": 0, "target": 0.9}, "pool is 0, which has no use for window, target"),
+        ({"margin": 0.3}, "margin is 0.3 and target None"),
+        ({"target": 0.9, "margin": float("inf")}, "margin is inf"),
+        ({"target": 0.9, "pool": 8}, r"window \(0, 8\) reaches to the end of the pool of 8"),
+        ({"unit": "sample", "pool": 0, "target": 0.9}, "pool is 0, which has no use for window and target"),
+        ({"unit": "sample", "pool": 0, "momentum": 0.1}, "momentum is 0.1 and pool 0"),
         ({"unit": "sample", "pool": 0, "window": (2, 10)}, "pool is 0, which has no use for window"),
     ],
 )
@@ -228,14 +231,49 @@ def test_the_dial_turns_to_easier_ranks_while_more_tuples_are_active_and_back(fo
     assert "hardness" not in filled().stats()
 
 
-def test_other_batches_than_its_own_do_not_turn_the_dial():
-    bag = filled(form="triplet", target=0.0)
+@pytest.mark.parametrize("form", ["set", "triplet"])
+def test_the_easiest_window_is_the_end_of_what_is_found(form):
+    bag = filled(pool=256, window=(2, 6), form=form, target=0.5, bags=1)  # of 39 others
+    bag._hardness = 0.0
+    if form == "triplet":
+        for anchor, negative in enumerate(bag.draw_negatives(np.arange(240))):
+            assert distances(anchor, [labels[negative]])[0] >= distances(anchor, order_by_mean(anchor))[35]
+    else:  # more than the window holds: those that it slid past come next
+        anchor, *others = bag.draw_seeds(20)
+        found = {int(c) for c in labels[others]}
+        order = order_by_mean(anchor)
+        assert set(distances(anchor, list(found))) == set(distances(anchor, order[-19:]))
+    assert bag.stats()["from_random"] == 0
+
+
+def test_what_has_no_tuples_does_not_turn_the_dial():
+    bag = filled(form="triplet", target=0.0, margin=9.0)
     bag.update(np.arange(24), embeddings()[:24])  # no triplets
     bag.update([0, 1], embeddings()[:2])
     assert bag.stats()["hardness"] == 1.0
     indices = next(iter(bag))
     bag.update(indices, embeddings()[indices])
     assert bag.stats()["hardness"] == pytest.approx(0.98)
+    bag = filled(target=0.0, margin=9.0)
+    of_one, of_each = np.flatnonzero(labels == 3), np.unique(labels, return_index=True)[1]
+    for indices in (of_one, of_each):  # one class, or one sample of each
+        bag.update(indices, embeddings()[indices])
+    assert bag.stats()["hardness"] == 1.0
+    for half in np.split(np.array(next(iter(bag))), 2):  # a set in two pieces
+        bag.update(half, embeddings()[half])
+    assert bag.stats()["hardness"] == pytest.approx(0.96)
+
+
+def test_a_dial_that_stays_is_that_of_the_state():
+    bag, steered = filled(), filled(target=0.9)
+    bag.load_state_dict(bag.state_dict() | {"hardness": 0.1})
+    assert bag._dial.eased == 0
+    state = steered.state_dict()
+    with pytest.raises(ValueError, match="it lacks hardness; begin anew"):
+        steered.load_state_dict({name: value for name, value in state.items() if name != "hardness"})
+    older = {name: value for name, value in state["config"].items() if name not in ("target", "margin")}
+    with pytest.raises(ValueError, match="it lacks margin, target; begin anew"):
+        steered.load_state_dict(state | {"config": older})
 
 
 def test_a_huge_row_does_not_reach_beyond_its_own_identity():

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.core.checks import check_indices
+from bonlib.core.checks import check_indices, real_number, whole_number
 from bonlib.core.hashing import Hash
 from bonlib.core.kernels import CODELESS, OWN, SOURCES, UNSEEN, read_codes
 from bonlib.core.layout import Ids
@@ -15,8 +15,11 @@ from bonlib.core.means import RunningMeans
 from bonlib.core.miner import Miner
 from bonlib.core.pool import Dial, ordered, pool_of, pools_around
 from bonlib.core.table import BucketTable, ages
+from bonlib.core.tuples import steered
 
 Unit = Literal["identity", "sample"]
+WINDOW = (0, 8)  # ranks that are drawn from
+_MARGIN = 0.2  # that makes a tuple active
 
 
 class HashedMiner(Miner):
@@ -39,6 +42,7 @@ class HashedMiner(Miner):
     window: tuple[int, int]
     probe: bool
     target: float | None
+    margin: float | None
     _means: RunningMeans
     _corrected: NDArray[np.int32]  # the update that last corrected an entry
     _tally: NDArray[np.int64]  # where what was drawn came from
@@ -47,6 +51,36 @@ class HashedMiner(Miner):
     _churn: float
     _error: float
     _hardness: float
+
+    def _set_dial(self, pool: int, window: tuple[int, int], target: float | None, margin: float | None) -> None:
+        """Check and keep how many candidates there are, which ranks are drawn from, and what turns the dial."""
+        self.pool = whole_number("pool", pool, 0, 4096, "0 draws from buckets as they are.")
+        if self.unit == "identity" and not self.pool:
+            raise ValueError("unit is 'identity' and pool 0; buckets of identities need a pool of at least 1.")
+        if not isinstance(window, tuple | list) or len(window) != 2:
+            raise ValueError(f"window is {window!r}; give two ranks, such as (0, 8).")
+        first = whole_number("window[0]", window[0], 0, self.pool - 1 if self.pool else None, "It is below pool.")
+        self.window = first, whole_number("window[1]", window[1], first + 1, 4096)
+        if not self.pool and (self.window, target) != (WINDOW, None):
+            raise ValueError("pool is 0, which has no use for window and target; leave them out, or give a pool.")
+        if target is None and margin is not None:
+            raise ValueError(f"margin is {margin!r} and target None; margin goes with target, leave it out.")
+        self.target = self.margin = None
+        if target is not None:
+            self.target = real_number("target", target, 0, 1)
+            self.margin = real_number("margin", _MARGIN if margin is None else margin, -np.inf)
+            if self.window[1] >= self.pool:
+                raise ValueError(
+                    f"target is {target!r}, but window {self.window} reaches to the end of the pool of {self.pool}; "
+                    "give a larger pool, in which it can slide."
+                )
+
+    def _steered(self, ids: Ids, embeddings: Tensor) -> float:
+        """The hardness after a batch, see ``target`` of :class:`~bonlib.bag.BagOfNegatives`."""
+        if self.target is None or self.margin is None:
+            return self._hardness
+        labels = torch.from_numpy(self.class_of[ids]).to(embeddings.device)
+        return steered(self._hardness, self.target, embeddings, labels, self.index_tuple, self.margin)
 
     @property
     def bits(self) -> int:
@@ -128,7 +162,7 @@ class HashedMiner(Miner):
             (triplets, pairs) or classes (sets) drawn so far by where they came from; ``empty_bag_rate`` share of those
             whose anchor had a code but that its own bucket could not give; ``age_mean`` and ``age_max`` of the codes,
             in updates since they were corrected; ``batches_missed`` drawn so far without an update; ``hardness`` where
-            a ``target`` is given: 1 for the window as it was given, 0 at the end of the pool.
+            a ``target`` is given: 1 for the window as it was given, 0 at the end of what is found.
         """
         drawn, coded = self._tally.sum(), self._tally[:CODELESS].sum()
         steered = {} if self.target is None else {"hardness": self._hardness}
@@ -153,6 +187,5 @@ class HashedMiner(Miner):
 
     @property
     def _dial(self) -> Dial:
-        slid = round((1 - self._hardness) * max(self.pool - self.window[1], 0))
-        first, last = (rank + slid for rank in self.window)
-        return Dial(self.pool, first, last, self.bits if self.probe else 0, int(self.unit == "identity"))
+        bits, eased = self.bits if self.probe else 0, 1 - self._hardness
+        return Dial(self.pool, *self.window, bits, int(self.unit == "identity"), eased)

@@ -239,7 +239,10 @@ class Miner(ABC):
         """Refuse what is no state of this miner, before anything is changed."""
         parts = ("config", "seed", "drawn", "epoch", "rng", "order", "cursor", "streams", "learned")
         own_state(state, type(self).__name__, parts)
-        for name, value in self._config().items():
+        wanted = self._config()
+        if state["config"].get("miner") == wanted["miner"]:
+            own_state(state["config"], type(self).__name__, wanted)
+        for name, value in wanted.items():
             saved = state["config"].get(name)
             if saved == value:
                 continue

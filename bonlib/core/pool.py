@@ -35,6 +35,7 @@ class Dial(NamedTuple):
     last: int  # rank up to which, itself left out
     bits: int  # of the code that are flipped in search of candidates, 0 or all
     by_class: int  # 1 where the table holds identities, 0 where it holds samples
+    eased: float  # how far both ranks slide toward the end of the candidates: 0 not at all, 1 up to it
 
 
 @compiled
@@ -135,6 +136,13 @@ def _source(place, ends):  # pragma: no cover
 
 
 @compiled
+def _slid(dial, found):  # pragma: no cover
+    """The first and last rank of the window among so many candidates."""
+    by = int(np.rint(dial.eased * max(found - dial.last, 0)))
+    return min(dial.first + by, found), min(dial.last + by, found)
+
+
+@compiled
 def draw_window_seeds(anchors, shares, dial, buckets, classes, sketches, chance, tally):  # pragma: no cover
     """One sample each of different classes, some from windows around the anchors, the others at random.
 
@@ -163,11 +171,13 @@ def draw_window_seeds(anchors, shares, dial, buckets, classes, sketches, chance,
         n = pool_of(anchor, dial, buckets, classes, sketches, rng, candidates, ends) if found < wanted else 0
         if n > 0:
             order = ordered(c, candidates, n, sketches)
-            first, last = min(dial.first, n), min(dial.last, n)
-            for i in range(first, n):  # the window in random order, and behind it the next in theirs
+            first, last = _slid(dial, n)
+            # The window in random order, behind it the next ranks in theirs, then those that it has slid past.
+            for t in range(n - min(dial.first, n)):
                 if found == wanted:
                     break
-                if i < last:
+                i = first + t if first + t < n else n - 1 - t
+                if first <= i < last:
                     j = rng.integers(i, last)
                     order[i], order[j] = order[j], order[i]
                 other = candidates[order[i]]
@@ -196,7 +206,8 @@ def draw_window_negatives(anchors, dial, buckets, classes, sketches, rng, tally)
         n = pool_of(anchors[i], dial, buckets, classes, sketches, rng, candidates, ends)
         if n > dial.first:
             order = ordered(c, candidates, n, sketches)
-            place = order[rng.integers(dial.first, min(dial.last, n))]
+            first, last = _slid(dial, n)
+            place = order[rng.integers(first, last)]
             drawn[i] = next_in_class(candidates[place], classes, rng)
             tally[_source(place, ends)] += 1
         else:
