@@ -148,7 +148,7 @@ class BagOfNegatives(HashedMiner):
         self._means = RunningMeans(len(self.classes), self.dim if self.pool else 0, self.momentum)
         self._tally = np.zeros(len(SOURCES), dtype=np.int64)
         self._churn = self._error = float("nan")
-        self._hardness = 1.0  # where the window stands: 1 as it was given, 0 at the end of the pool
+        self._hardness = 1.0  # where the window stands: 1 as it was given, 0 at the end of what is found
 
     @classmethod
     def as_published(cls, labels: ArrayLike | Tensor, dim: int, **options: Any) -> "BagOfNegatives":

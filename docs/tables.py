@@ -213,7 +213,7 @@ def ranked(runs: pd.DataFrame, method: str, *, spent: bool = False) -> str:
     """
     columns = ["validation.recall@1", "validation.map@r"]
     means, table = runs.groupby("method")[columns].mean(), against(runs, columns[0], method)
-    seconds, rows = cost_table(runs)["total"] * runs["steps"].iloc[0] / 1000, []
+    seconds, rows = cost_table(runs)["total"] * runs["steps"].iloc[0] / 1000 if spent else {}, []
     for other, (recall, precision) in means.sort_values(columns[0], ascending=False).iterrows():
         more = [f"{seconds[other]:.0f}"] if spent else []
         rows.append([other, f"{recall:.3f}", f"{precision:.3f}", *more, lead_of(table, other)])
@@ -387,8 +387,8 @@ def larger() -> str:
 
 def filled(text: str) -> str:
     """A page with what stands between its markers, ``<!-- name -->`` and ``<!-- end -->``, made anew."""
-    made = {"scratch": f"\n{scratch()}\n", "stages": f"\n{stages()}\n", "batch": one_batch(), "sooner": soonest()}
-    made["larger"] = larger()
+    made = {"scratch": f"\n{scratch()}\n", "stages": f"\n{stages()}\n", "batch": one_batch()}
+    made |= {"sooner": soonest(), "larger": larger()}
     for name, content in made.items():
         text = re.sub(
             rf"(<!-- {name} -->).*?(<!-- end -->)", lambda m, c=content: m[1] + c + m[2], text, flags=re.DOTALL

@@ -23,7 +23,9 @@ _MARGIN = 0.2  # that makes a tuple active
 
 
 class HashedMiner(Miner):
-    """What a bag holds; see :class:`~bonlib.bag.BagOfNegatives`. Nothing here changes the next batch.
+    """What a bag holds; see :class:`~bonlib.bag.BagOfNegatives`.
+
+    Once made, nothing here changes the next batch.
 
     Attributes:
         unit: what the entries of the table are: ``"identity"`` or ``"sample"``.

@@ -26,12 +26,17 @@ def active_share(
         farthest = distances.masked_fill(~same, -torch.inf).amax(dim=1)
         nearest = distances.masked_fill(same, torch.inf).amin(dim=1)
         return float((farthest + margin > nearest).float().mean())
-    anchor, negative = index_tuple[-2] if len(index_tuple) == 4 else index_tuple[0], index_tuple[-1]
+    anchor, negative = _anchor_and_negative(index_tuple)
     far = (unit[anchor] - unit[negative]).norm(dim=1)
     if len(index_tuple) == 4:
         return float((far < margin).float().mean())
     near = (unit[anchor] - unit[index_tuple[1]]).norm(dim=1)
     return float((near + margin > far).float().mean())
+
+
+def _anchor_and_negative(parts: IndexTuple) -> tuple[Tensor, Tensor]:
+    """The anchors that have negatives, and these; the positives of pairs have anchors of their own."""
+    return parts[-2] if len(parts) == 4 else parts[0], parts[-1]
 
 
 def steered(
@@ -58,8 +63,9 @@ def steered(
     elif len(labels) <= max(int(positions.max()) for positions in index_tuple):
         return hardness
     else:
-        own = [labels[positions.to(labels.device)] for positions in index_tuple]
-        if not (torch.equal(own[0], own[1]) and bool((own[-2 if len(own) == 4 else 0] != own[-1]).all())):
+        own = tuple(labels[positions.to(labels.device)] for positions in index_tuple)
+        of_anchor, of_negative = _anchor_and_negative(own)
+        if not torch.equal(own[0], own[1]) or bool((of_anchor == of_negative).any()):
             return hardness
     active = active_share(embeddings, labels, index_tuple, margin, _MOST)
     return min(max(hardness + _PACE * ((active < target) - (active > target)), 0.0), 1.0)
