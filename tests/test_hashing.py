@@ -257,14 +257,6 @@ def test_half_precision_is_taken():
     assert OnlineAutoencoder(16, 4).encode(gaussian(4).bfloat16()).shape == (4,)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_it_follows_the_device_of_the_embeddings():
-    hasher = OnlineAutoencoder(16, 4)
-    errors = [hasher.partial_fit(gaussian(32, i).to(device)) for i, device in enumerate(["cpu", "cuda", "cpu", "cuda"])]
-    reference = OnlineAutoencoder(16, 4)
-    assert errors == pytest.approx([reference.partial_fit(gaussian(32, i)) for i in range(4)], rel=1e-4)
-
-
 def entropy(hasher, rows: torch.Tensor) -> float:
     shares = torch.bincount(hasher.encode(rows), minlength=2**hasher.bits) / len(rows)
     shares = shares[shares > 0]

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -114,6 +115,12 @@ def test_options_of_hash_loss_and_data_reach_them(folders):
 def test_the_usual_loss_is_part_of_the_config():
     assert [Config(form=form).loss for form in ("set", "triplet", "pair")] == ["batch-hard", "triplet", "contrastive"]
     assert config_key({"loss": "triplet"}) != config_key({"loss": "soft-triplet"})
+
+
+def test_a_run_is_the_same_run_on_any_device():
+    config = asdict(Config(dataset_options=FEW, start={"steps": 3}))
+    assert config_key(config | {"device": "cuda:1"}) == config_key(config)
+    assert config_key(config | {"precision": "bfloat16"}) != config_key(config)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):

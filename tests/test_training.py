@@ -257,10 +257,3 @@ def test_collapse_is_told():
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         train(**options)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_it_trains_on_a_gpu(precision):
-    _, steps = train(120, device="cuda", precision=precision, validation=toy(1), evaluate_every=120, lr=5e-3)
-    assert steps[-1].metrics["map@r"] > 0.5

@@ -215,7 +215,6 @@ def _begin_with(encoder: nn.Module, config: Config) -> None:
         first: dict[str, Any] = asdict(config) | {"miner": "random", "miner_options": {}, "bits": None, "name": ""}
         first |= {"loss": "", "loss_options": {}, "margin": None, "evaluate_every": 0, "schedule": "constant"}
         first |= (config.start or {}) | {"start": None, "fill": False, "fill_per_class": None, "test": False}
-        first["device"] = config.device.partition(":")[0]
         file = data_dir() / "starts" / f"{config_key(first)}.pt"
         if not from_rank_zero(file.exists):
             if world_size() > 1:

@@ -41,7 +41,7 @@ def config_key(config: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that stand for a config, whatever the order of its names.
 
     Files that ``dataset_options`` names count by their content, not by their paths
-    (:func:`~bonlib.datasets.content_key`).
+    (:func:`~bonlib.datasets.content_key`). The device does not count: a run that was made on a GPU is found from a CPU.
 
     Raises:
         FileNotFoundError: if these files are not there.
@@ -51,6 +51,8 @@ def config_key(config: Mapping[str, Any]) -> str:
         True
     """
     chosen = {name: value for name, value in config.items() if not (name in _LATER and value == _LATER[name])}
+    if "device" in chosen:
+        chosen["device"] = "cpu"
     if chosen.get("dataset_options") or has_content(chosen.get("dataset", "")):
         chosen["dataset_options"] = content_key(chosen["dataset"], chosen.get("dataset_options", {}))
     start = chosen.get("start")

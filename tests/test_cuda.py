@@ -1,0 +1,136 @@
+"""On a GPU, where there is one: bags draw as on the CPU, training resumes, and NCCL keeps processes equal."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import test_distributed as together
+import test_training as small
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bonlib import BagOfNegatives
+from bonlib.core.hashes import OnlineAutoencoder
+from bonlib.datasets.images import ImageSet
+from bonlib.miners import make_miner
+from bonlib.training.encoders import make_encoder
+from bonlib.training.loop import fit
+from bonlib.training.losses import make_loss
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+LABELS = np.random.default_rng(0).integers(0, 200, 2000)
+MAKERS = {
+    "as published": BagOfNegatives.as_published,
+    "two stages": BagOfNegatives,
+    "steered": lambda *a, **o: BagOfNegatives(*a, **o, pool=128, target=0.9),
+}
+
+
+def unit_rows(indices, step=0):
+    """Embeddings of samples: around a centre of their identity, drifting with the steps."""
+    centres = np.random.default_rng(5).normal(size=(200, 16))
+    noise = np.random.default_rng(6).normal(size=(2000, 16))
+    rows = centres[LABELS[indices]] + noise[indices] * (0.5 + step / 200)
+    return nn.functional.normalize(torch.from_numpy(rows).float(), dim=1)
+
+
+@pytest.mark.parametrize("form", ["set", "triplet", "pair"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_bag_learns_from_the_gpu_what_it_learns_from_the_cpu(name, form):
+    size = {"set": 64, "triplet": 63, "pair": 64}[form]
+    here, there = (MAKERS[name](LABELS, 16, form=form, batch_size=size, seed=1, steps=200) for _ in range(2))
+    for step, indices in enumerate(here):  # the same batches for both: what they make of them is compared
+        rows = unit_rows(np.asarray(indices), step)
+        here.update(indices, rows)
+        there.update(indices, rows.cuda())
+    ids = np.arange(2000)
+    known = here.codes(ids) >= 0
+    assert known.mean() > 0.9
+    assert (here.codes(ids) == there.codes(ids))[known].mean() > 0.99
+    assert there.stats()["hardness"] == pytest.approx(here.stats()["hardness"], abs=0.02) if name == "steered" else True
+    assert here.means.numpy() == pytest.approx(there.means.numpy(), abs=1e-2)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_bag_is_filled_from_the_gpu(name):
+    here, there = (MAKERS[name](LABELS, 16, batch_size=64, seed=1) for _ in range(2))
+    here.fill(unit_rows, at_once=300)
+    there.fill(lambda ids: unit_rows(ids).cuda(), at_once=300)
+    ids = np.arange(2000)
+    assert (here.codes(ids) >= 0).all()
+    assert (here.codes(ids) == there.codes(ids)).mean() > 0.99
+
+
+def test_half_precision_of_the_gpu_is_taken_under_autocast():
+    bag, net = BagOfNegatives(LABELS, 16, batch_size=64, seed=1), nn.Linear(16, 16).cuda()
+    indices = next(iter(bag))
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        rows = net(unit_rows(np.asarray(indices)).cuda())
+        assert rows.dtype == torch.bfloat16
+        bag.update(indices, rows)
+    assert (bag.codes(indices) >= 0).all()
+
+
+def test_a_hash_follows_the_device_of_the_embeddings():
+    hasher, reference = OnlineAutoencoder(16, 4), OnlineAutoencoder(16, 4)
+    rows = [unit_rows(np.arange(32) + 32 * i) for i in range(4)]
+    devices = ["cpu", "cuda", "cpu", "cuda"]
+    errors = [hasher.partial_fit(batch.to(device)) for batch, device in zip(rows, devices, strict=True)]
+    assert errors == pytest.approx([reference.partial_fit(batch) for batch in rows], rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("miner", ["bag", "two-stage-bag", "random", "class-based", "exact"])
+def test_it_trains(precision, miner):
+    data, looks = small.toy(0), {"every": 15, "warm_up": 4} if miner == "exact" else {}
+    sampler = make_miner(miner, data.labels, 8, batch_size=12, seed=1, **looks)
+    torch.manual_seed(5)
+    steps = list(
+        fit(small.encoder(), data.to("cuda"), sampler, make_loss("batch-hard"), steps=120, lr=5e-3, device="cuda",
+            precision=precision, validation=small.toy(1), evaluate_every=120)
+    )  # fmt: skip
+    assert (steps[-1].metrics or {})["map@r"] > 0.5
+
+
+def test_it_goes_on_from_a_checkpoint_there_and_here(tmp_path):
+    options = {"steps": 40, "checkpoint": tmp_path / "run.pt", "checkpoint_every": 20}
+    for step in small.begin(net=small.encoder(0.0).cuda(), device="cuda", **options):
+        if step.step == 20:
+            break
+    for device in ("cuda", "cpu"):
+        kept = (tmp_path / "run.pt").read_bytes()
+        steps = list(small.begin(net=small.encoder(0.0), device=device, **options))
+        assert [steps[0].step, steps[-1].step] == [21, 40]
+        (tmp_path / "run.pt").write_bytes(kept)
+
+
+def nccl_worker(rank, size, folder):
+    """Two processes on one GPU, which NCCL takes for two machines."""
+    os.environ |= {"NCCL_HOSTID": str(rank), "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
+    torch.cuda.set_device(0)
+    dist.init_process_group("nccl", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    images = torch.randint(0, 256, (900, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = ImageSet(images, torch.from_numpy(together.LABELS), [str(i) for i in range(60)]).to("cuda")
+    encoder, bag = make_encoder(dim=8), together.make_bag()
+    steps = list(
+        fit(encoder, data, bag, make_loss("batch-hard", "set"), steps=6, device="cuda", validation=data,
+            evaluate_every=3, checkpoint=folder / "checkpoint.pt")
+    )  # fmt: skip
+    weights = {name: value.cpu() for name, value in encoder.state_dict().items() if "running" not in name}
+    result = [together.digest(weights), together.digest(bag.state_dict()), steps[-1].metrics, steps[-1].images]
+    (folder / f"{rank}.json").write_text(json.dumps(result))
+    dist.destroy_process_group()
+
+
+def test_nccl_keeps_weights_tables_and_measures_equal(tmp_path):
+    together.spawn(nccl_worker, 2, tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first[3] == 6 * 48
+    alone = together.make_bag()  # the checkpoint of two processes on GPUs loads in one without
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True, map_location="cpu")["miner"]
+    alone.load_state_dict(state)
+    assert together.digest(alone.state_dict()) == first[1]
