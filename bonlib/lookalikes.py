@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bonlib.bag import BagOfNegatives
-from bonlib.core.checks import check_embeddings, check_indices, needs_extra, whole_number
+from bonlib.core.checks import check_indices, needs_extra, rows_of, whole_number
 from bonlib.core.layout import Ids
 from bonlib.core.means import class_means
 
@@ -46,7 +46,7 @@ def nearest_identities(
     """
     if not bag.pool:
         raise ValueError("bag has pool 0, and remembers no identities; make BagOfNegatives with a pool, such as 64.")
-    rows = check_embeddings(embeddings, bag.dim).cpu()
+    rows = rows_of(embeddings, bag.dim)
     k = whole_number("k", min(8, bag.pool) if k is None else k, 1, bag.pool, "It is at most the bag's pool.")
     own = np.full(len(rows), -1, dtype=np.int64)
     if without is not None:
@@ -165,7 +165,7 @@ def misfits(bag: BagOfNegatives, embeddings: Tensor, *, top: int = 100) -> "pd.D
 
 
 def _all_rows(bag: BagOfNegatives, embeddings: Tensor) -> Tensor:
-    rows = check_embeddings(embeddings, bag.dim).cpu()
+    rows = rows_of(embeddings, bag.dim)
     if len(rows) != bag.num_samples:
         raise ValueError(f"embeddings has length {len(rows)}; give one row for each of {bag.num_samples} samples.")
     if bag.pool and bag.table.filled < bag.num_entries:

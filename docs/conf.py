@@ -42,6 +42,7 @@ myst_substitutions = {
             "scratch",
             "large",
             "dial",
+            "longest",
             "field",
             "smooth",
             "costs",

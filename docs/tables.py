@@ -7,6 +7,7 @@ test holds them to the records.
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -121,7 +122,34 @@ def dial() -> str:
     runs = finished("dial")
     known = {NAMES[str(name)]: group for name, group in runs.groupby("dataset", sort=False)}
     known |= {"parts in seven colours": finished("many")}
-    return "\n\n".join(f"### {name}\n\n{ranked(group, STEERED, spent=True)}" for name, group in known.items())
+    tables = []
+    for name, group in known.items():
+        seconds = cost_table(group)["total"] * group["steps"].iloc[0] / 1000
+        spent = {"seconds of training and looks": seconds.map("{:.0f}".format)}
+        tables.append(f"### {name}\n\n{ranked(group, STEERED, spent)}")
+    return "\n\n".join(tables)
+
+
+def _long() -> dict[str, pd.DataFrame]:
+    """The long runs on parts, those in one colour and those in seven."""
+    runs = finished("long")
+    names = {4000: "parts in 3D", 6000: "parts in seven colours"}
+    sizes = runs.groupby("steps")["data.identities"].median()
+    return {f"{names[s]}, {sizes[s]:,.0f} identities, {s:,} steps": of for s, of in runs.groupby("steps")}  # pyright: ignore
+
+
+def longest() -> str:
+    """From a trained encoder through several passes, a table a data set."""
+    tables, history = [], load_history("long")
+    for name, group in _long().items():
+        means = group.groupby("method")["validation.recall@1"].mean()
+        reached = time_to_accuracy(group, history, baseline="random")["step"]
+        more = {
+            "fewer errors than random": means.map(lambda value, of=means["random"]: fewer(value, of)),
+            "steps to random's best": reached.map(lambda step: f"{step:,.0f}".replace("inf", "not")),
+        }
+        tables.append(f"### {name}\n\n{ranked(group, 'two stages', more)}")
+    return "\n\n".join(tables)
 
 
 def field() -> str:
@@ -203,22 +231,27 @@ def second_stage() -> str:
     return ranked(runs, "two stages (default)")
 
 
-def ranked(runs: pd.DataFrame, method: str, *, spent: bool = False) -> str:
+def ranked(runs: pd.DataFrame, method: str, more: Mapping[str, pd.Series] | None = None) -> str:
     """The methods of a table of runs, best first, and what one of them is ahead of the others.
 
     Args:
         runs: finished ones of one data set.
         method: whose lead it is.
-        spent: whether to add the seconds of training with all looks.
+        more: further columns, by their headers: cells by method.
     """
-    columns = ["validation.recall@1", "validation.map@r"]
+    columns, more = ["validation.recall@1", "validation.map@r"], more or {}
     means, table = runs.groupby("method")[columns].mean(), against(runs, columns[0], method)
-    seconds, rows = cost_table(runs)["total"] * runs["steps"].iloc[0] / 1000 if spent else {}, []
-    for other, (recall, precision) in means.sort_values(columns[0], ascending=False).iterrows():
-        more = [f"{seconds[other]:.0f}"] if spent else []
-        rows.append([other, f"{recall:.3f}", f"{precision:.3f}", *more, lead_of(table, other)])
-    header = "method | R@1 | MAP@R" + (" | seconds of training and looks" if spent else "")
-    return markdown(f"{header} | {method} leads by, points", rows)
+    rows = [
+        [
+            str(other),
+            f"{recall:.3f}",
+            f"{precision:.3f}",
+            *(str(of[other]) for of in more.values()),
+            lead_of(table, other),
+        ]
+        for other, (recall, precision) in means.sort_values(columns[0], ascending=False).iterrows()
+    ]
+    return markdown(" | ".join(["method", "R@1", "MAP@R", *more, f"{method} leads by, points"]), rows)
 
 
 def transfer() -> str:
@@ -373,15 +406,20 @@ def soonest() -> str:
 
 
 def larger() -> str:
-    """What a dial that turns by itself comes to on ninety thousand identities, as the README says it."""
-    runs = finished("many")
-    table, seconds = against(runs, "validation.recall@1", STEERED), cost_table(runs)["total"]
+    """What two stages come to among the most identities, as the README says it."""
+    name, runs = list(_long().items())[-1]
+    table, means = (
+        against(runs, "validation.recall@1", "two stages"),
+        runs.groupby("method")["validation.recall@1"].mean(),
+    )
     (lead, verdict), behind = points(table.loc["random"]).rsplit(" ", 1), 100 * table.loc["smart mining", "lead"]
+    steps = time_to_accuracy(runs, load_history("long"), baseline="random").loc["two stages", "step"]
+    identities, of = runs["data.identities"].median(), runs["steps"].iloc[0]
     return (
-        f"among {runs['data.identities'].median():,.0f} identities (parts in seven colours) a window that slides to "
-        f"keep nine of ten tuples active (`target=0.9`) leads random sets by {lead}, {verdict}; smart mining "
-        f"is nominally {abs(behind):.1f} points {'behind' if behind > 0 else 'ahead'}, in "
-        f"{seconds['smart mining'] / seconds[STEERED]:.1f} times its seconds"
+        f"among {identities:,.0f} identities ({name.split(',')[0]}) two stages lead random sets by {lead} points after "
+        f"{of:,} steps, {verdict}, with {fewer(means['two stages'], means['random'])} fewer errors, and pass random's "
+        f"best after {steps:,.0f}; smart mining is nominally {abs(behind):.1f} points "
+        f"{'behind' if behind > 0 else 'ahead'}"
     )
 
 

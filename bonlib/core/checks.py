@@ -175,6 +175,14 @@ def check_embeddings(output: Any, dim: int | None = None, *, dtype: torch.dtype 
     return embeddings
 
 
+def rows_of(output: Any, dim: int) -> Tensor:
+    """Embeddings as hashes and tables take them: as :func:`check_embeddings` gives them, on the CPU.
+
+    They are brought here once, before anything is asked of them: on a GPU each answer is a wait, and a batch is small.
+    """
+    return check_embeddings(embeddings_of(output).detach().cpu(), dim)
+
+
 def as_array(values: ArrayLike | Tensor) -> NDArray[Any]:
     """A tensor on any device, an array or a list as an array."""
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

@@ -81,7 +81,7 @@ class HashedMiner(Miner):
         """The hardness after a batch, see ``target`` of :class:`~bonlib.bag.BagOfNegatives`."""
         if self.target is None or self.margin is None:
             return self._hardness
-        labels = torch.from_numpy(self.class_of[ids]).to(embeddings.device)
+        labels = torch.from_numpy(self.class_of[ids])
         return steered(self._hardness, self.target, embeddings, labels, self.index_tuple, self.margin)
 
     @property
@@ -101,7 +101,7 @@ class HashedMiner(Miner):
     def read(self, rows: Tensor) -> tuple[Ids, NDArray[np.int32]]:
         """Codes ``(n,)`` of embeddings ``(n, dim)``, and the bits nearest to flipping, as the table takes them."""
         projections = self.hasher.project(rows)  # (n, bits)
-        return read_codes(projections.to(torch.float32).cpu().numpy())
+        return read_codes(projections.to(torch.float32).numpy())
 
     def pools_near(self, rows: Tensor, own: Ids) -> Ids:
         """Identities near embeddings ``(n, dim)``, unordered, without ``own`` ``(n,)``: ``(n, pool)``, -1 for none."""

@@ -156,7 +156,7 @@ class ShuffledAutoencoder(_Untied):
     def units(self, rows: Tensor) -> Tensor:
         """Hidden units ``(batch, bits)`` of the batch, in random order."""
         units = super().units(rows)
-        return units[torch.randperm(len(units), generator=self.generator).to(units.device)]
+        return units[torch.randperm(len(units), generator=self.generator)]
 
 
 class OnlinePCA(Hash):
@@ -192,16 +192,16 @@ class OnlinePCA(Hash):
         pca: Any = IncrementalPCA(self.bits)
         if seen := int(self.tensors["seen"]):
             for name in self._learned:
-                setattr(pca, name, self.tensors[name].cpu().numpy().copy())
+                setattr(pca, name, self.tensors[name].numpy().copy())
             pca.n_samples_seen_, pca.n_features_in_, pca.n_components_ = seen, self.dim, self.bits
         with np.errstate(invalid="ignore", divide="ignore"):  # shares of a variance that is zero, which we do not use
-            pca.partial_fit(self.tensors["pending"].double().cpu().numpy())
+            pca.partial_fit(self.tensors["pending"].double().numpy())
         fade = min(self._remembered / pca.n_samples_seen_, 1)
         pca.singular_values_ *= math.sqrt(fade)
         for name in self._learned:
-            self.tensors[name] = torch.from_numpy(np.array(getattr(pca, name))).to(rows.device)
+            self.tensors[name] = torch.from_numpy(np.array(getattr(pca, name)))
         self.tensors["seen"].fill_(int(pca.n_samples_seen_ * fade))
-        self.tensors["encoder"] = self.tensors["components_"].T.to(rows)  # (dim, bits)
+        self.tensors["encoder"] = self.tensors["components_"].T.to(rows.dtype)  # (dim, bits)
         self.tensors["pending"] = self.tensors["pending"][:0]
 
 
@@ -244,9 +244,9 @@ class ITQ(_Refitted):
         import faiss
 
         itq = faiss.ITQTransform(self.dim, self.bits, True)
-        itq.train(np.ascontiguousarray(window.cpu().numpy()))  # pyright: ignore[reportCallIssue]
+        itq.train(np.ascontiguousarray(window.numpy()))  # pyright: ignore[reportCallIssue]
         rotation = faiss.vector_to_array(itq.pca_then_itq.A).reshape(self.bits, self.dim)
-        self.tensors["encoder"] = torch.from_numpy(rotation.T.copy()).to(window)  # (dim, bits)
+        self.tensors["encoder"] = torch.from_numpy(rotation.T.copy())  # (dim, bits)
 
 
 class SpectralHash(_Refitted):
@@ -266,9 +266,9 @@ class SpectralHash(_Refitted):
         directions = torch.linalg.eigh(window.T.cov()).eigenvectors.flip(1)[:, : self.bits]  # (dim, bits)
         along = window @ directions  # (rows, bits)
         # The box that the inner nine tenths fill: one batch of strangers among the rows does not widen it.
-        low, high = along.quantile(torch.tensor([0.05, 0.95], device=along.device), dim=0)
+        low, high = along.quantile(torch.tensor([0.05, 0.95]), dim=0)
         low, high = low - (high - low) / 18, high + (high - low) / 18
-        waves = torch.arange(1, self.bits + 1, device=window.device)
+        waves = torch.arange(1, self.bits + 1)
         frequencies = torch.pi * waves[:, None] / (high - low).clamp_min(1e-12)  # (waves, directions)
         chosen = frequencies.flatten().argsort(stable=True)[: self.bits]
         self.tensors["encoder"] = directions[:, chosen % self.bits].contiguous()

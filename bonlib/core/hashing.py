@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bonlib.core.checks import all_or_nothing, check_embeddings, own_state, real_number, whole_number
+from bonlib.core.checks import all_or_nothing, own_state, real_number, rows_of, whole_number
 from bonlib.core.table import MAX_BITS
 
 _REMEMBERED = 5  # batches whose usual length is remembered; the lower median of them is trusted
@@ -36,8 +36,8 @@ class Hash(ABC):
     """Embeddings to codes: the signs of hidden units, after subtracting the running mean of what passed.
 
     A hash of one's own is a subclass with :meth:`learn`, and :meth:`units` where the hidden units are not linear in the
-    embeddings. What it learns belongs into ``tensors``: these follow the embeddings' device, are saved, and are rolled
-    back where learning ends in NaN or infinity.
+    embeddings. What it learns belongs into ``tensors``: these are on the CPU, are saved, and are rolled back where
+    learning ends in NaN or infinity.
 
     **Scale.** Rows come to ``learn`` and ``units`` divided by a power of two near the usual length of an embedding (1
     for unit embeddings): the lower median over the last five batches of each batch's median length. The scale follows
@@ -79,7 +79,7 @@ class Hash(ABC):
         """Learn from a batch.
 
         Args:
-            rows: ``(batch, dim)`` float32, scaled, on the device of ``tensors``.
+            rows: ``(batch, dim)`` float32, scaled.
 
         Returns:
             The reconstruction error relative to the rows' size, a scalar tensor, or ``None`` where it has none.
@@ -94,7 +94,7 @@ class Hash(ABC):
         """Learn from a batch.
 
         Args:
-            embeddings: ``(batch, dim)`` floating point; detached here.
+            embeddings: ``(batch, dim)`` floating point on any device; detached here.
 
         Returns:
             The mean squared reconstruction error before the step, divided by the variance of the batch about zero:
@@ -104,9 +104,7 @@ class Hash(ABC):
             ValueError: if the embeddings are of another shape or not finite; nothing is changed then.
             FloatingPointError: if what was learned is not finite; the hash is then as before.
         """
-        embeddings = check_embeddings(embeddings, self.dim)
-        self._follow(embeddings.device)
-        before = self.state_dict()
+        embeddings, before = rows_of(embeddings, self.dim), self.state_dict()
         try:
             return self._learn_from(embeddings)
         except BaseException:  # whatever a subclass or its library raises
@@ -120,13 +118,13 @@ class Hash(ABC):
             rows = rows[usual]
         if len(rows) == 0:
             return math.nan
-        with _without_autocast(rows.device):
+        with _without_autocast():
             error = self.learn(rows)
             self.steps += 1
             # A plain average at first, then a moving one over about a hundred batches.
             self.tensors["mean"].lerp_(rows.mean(dim=0), max(1 / self.steps, _SLOWEST))
             total = torch.stack([values.sum(dtype=torch.float64) for values in self.tensors.values()]).sum()
-            told, total = torch.stack([total if error is None else error.double(), total]).tolist()  # waits for a GPU
+            told, total = torch.stack([total if error is None else error.double(), total]).tolist()
         if not math.isfinite(total):
             raise FloatingPointError(
                 f"The hash is not finite after its update {self.steps}, and was put back; lower its lr "
@@ -137,10 +135,8 @@ class Hash(ABC):
     @torch.no_grad()
     def project(self, embeddings: Any) -> Tensor:
         """Hidden units less their running mean: ``(batch, dim)`` to ``(batch, bits)``; the sign is the bit."""
-        embeddings = check_embeddings(embeddings, self.dim)
-        self._follow(embeddings.device)
-        with _without_autocast(embeddings.device):
-            return self.units(self._scaled(embeddings)[0])  # (batch, bits)
+        with _without_autocast():
+            return self.units(self._scaled(rows_of(embeddings, self.dim))[0])  # (batch, bits)
 
     def encode(self, embeddings: Any) -> Tensor:
         """Codes of embeddings: ``(batch, dim)`` to ``(batch,)`` int64 in ``0 .. 2**bits - 1``."""
@@ -165,10 +161,9 @@ class Hash(ABC):
         Raises:
             ValueError: if the state is of another hash, ``dim`` or ``bits``, or not finite; nothing is changed then.
         """
-        device = self.tensors["mean"].device
         with all_or_nothing(self):
             self.check_state(state)
-            self.tensors = {name: values.to(device, copy=True) for name, values in state["tensors"].items()}
+            self.tensors = {name: values.to("cpu", copy=True) for name, values in state["tensors"].items()}
             self.steps = whole_number("steps", state["steps"], 0)
             self._lengths = [real_number("lengths", length, 0) for length in state["lengths"]][-_REMEMBERED:]
             self._scale = real_number("scale", state["scale"], math.ulp(0))
@@ -199,7 +194,7 @@ class Hash(ABC):
         lengths = torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float64)  # (batch,) no square overflows
         if len(lengths) > _MANY:
             shortest, middle, longest = torch.stack([lengths.min(), lengths.median(), lengths.max()]).tolist()
-        else:  # one transfer, and faster than three operations of torch
+        else:  # faster than three operations of torch
             values = sorted(lengths.tolist())
             shortest, middle, longest = values[0], values[(len(values) - 1) // 2], values[-1]
         if measure:
@@ -214,13 +209,7 @@ class Hash(ABC):
         factors = torch.where(far, 1 / lengths, 1 / self._scale)  # float64: the scale may be tiny
         return (embeddings * factors[:, None]).float(), ~far & (lengths >= least)
 
-    def _follow(self, device: torch.device) -> None:
-        """Move all tensors to ``device``, where they are not there already."""
-        if self.tensors["mean"].device != device:
-            self.tensors = {name: values.to(device) for name, values in self.tensors.items()}
 
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+def _without_autocast() -> AbstractContextManager[Any]:
     """Products in float32, whatever the caller's loop has asked for; entering autocast costs more than they do."""
-    on = torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if on else nullcontext()
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()

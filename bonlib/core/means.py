@@ -52,19 +52,19 @@ class RunningMeans:
 
         Args:
             class_of: ``(batch,)`` identity of each row.
-            embeddings: ``(batch, dim)`` finite float32, on any device.
+            embeddings: ``(batch, dim)`` finite float32, on the CPU.
             unit: the usual length of an embedding; where it has changed, all sketches are brought to it.
 
         Returns:
-            The identities ``(n,)``, each once, and their running means ``(n, dim)`` float32 on the same device.
+            The identities ``(n,)``, each once, and their running means ``(n, dim)`` float32.
         """
         if unit != self._unit:
             factor = min(self._unit / unit, 2.0**8)
             self.sketches.rows[:] = np.rint(self.sketches.rows * factor).clip(-127, 127)
             self._unit = unit
-        rows, change = embeddings.contiguous().cpu().numpy(), np.array([self._levels, self.momentum], dtype=np.float32)
+        rows, change = embeddings.contiguous().numpy(), np.array([self._levels, self.momentum], dtype=np.float32)
         ids, means = _move(class_of, rows, unit, change, self.sketches.rows, self._seen)
-        return ids, torch.from_numpy(means).to(embeddings.device)
+        return ids, torch.from_numpy(means)
 
     def values(self, ids: NDArray[np.int64] | None = None) -> Tensor:
         """Means as the sketches hold them, of all identities or some: ``(…, dim)`` float32, zero where none is."""

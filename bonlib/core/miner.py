@@ -15,9 +15,9 @@ from torch import Tensor
 from bonlib.core.checks import (
     all_or_nothing,
     as_array,
-    check_embeddings,
     check_indices,
     own_state,
+    rows_of,
     whole_number,
 )
 from bonlib.core.kernels import (
@@ -368,8 +368,8 @@ class Miner(ABC):
         return whole_number("groups", groups, 1, most, f"A batch has {most} classes.")
 
     def checked(self, indices: ArrayLike | Tensor, embeddings: Any) -> tuple[Ids, Tensor]:
-        """Both arguments of :meth:`update`, checked: ``(batch,)`` and finite float32 ``(batch, dim)``."""
-        embeddings = check_embeddings(embeddings, self.dim)
+        """Both arguments of :meth:`update`, checked: ``(batch,)`` and finite float32 ``(batch, dim)``, on the CPU."""
+        embeddings = rows_of(embeddings, self.dim)
         return check_indices("indices", indices, self.num_samples, length=len(embeddings)), embeddings
 
 

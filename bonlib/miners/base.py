@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.core.checks import check_embeddings, check_indices, own_state, whole_number
+from bonlib.core.checks import check_indices, own_state, rows_of, whole_number
 from bonlib.core.layout import Ids, Layout
 from bonlib.core.miner import Miner
 
@@ -63,12 +63,12 @@ class Refreshing(Miner):
             ValueError: if the embeddings are of another shape or not finite; the miner is then as before.
         """
         ids = self._wanted()
-        embeddings = check_embeddings(embed(ids), self.dim)
+        embeddings = rows_of(embed(ids), self.dim)
         if len(embeddings) != len(ids):
             raise ValueError(
                 f"embed was given {len(ids)} indices and returned {len(embeddings)} rows; return them all."
             )
-        self._look(embeddings.cpu())
+        self._look(embeddings)
         self._looks += 1
         self._left = self.every
 

@@ -63,7 +63,7 @@ class ClassBased(Miner):
     def update(self, indices: ArrayLike | Tensor, embeddings: Tensor) -> None:
         """Move the signatures of the classes in the batch; arguments and errors are those of every miner."""
         ids, embeddings = self.checked(indices, embeddings)
-        rows = embeddings.cpu().numpy()
+        rows = embeddings.numpy()
         of, inverse, count = np.unique(self.class_of[ids], return_inverse=True, return_counts=True)
         means = np.zeros((len(of), self.dim), dtype=np.float32)
         np.add.at(means, inverse, rows)

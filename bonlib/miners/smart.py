@@ -73,7 +73,7 @@ class SmartMining(Refreshing):
         ids, embeddings = self.checked(indices, embeddings)
         if self._index is None or len(ids) != self.batch_size:
             return
-        labels = torch.from_numpy(self.class_of[ids]).to(embeddings.device)
+        labels = torch.from_numpy(self.class_of[ids])
         self._hardness = steered(self._hardness, self.target, embeddings, labels, self.index_tuple, self.margin)
 
     def stats(self) -> dict[str, float]:
