@@ -180,7 +180,7 @@ def sampler_costs(identities: Iterable[int], *, per_class: int = 4, repeats: int
 
 
 def hash_costs(
-    dims: Iterable[int] = (64, 128, 256, 512), bits: Iterable[int] = (10, 16, 24), *, device: str = "cpu", repeats=200
+    dims: Iterable[int] = (64, 128, 256, 512), bits: Iterable[int] = (10, 16, 24), *, repeats: int = 200
 ) -> "pd.DataFrame":
     """The hash's step (learn and encode a batch of 128) beside its floor: an Adam step of two bare linear layers.
 
@@ -191,15 +191,15 @@ def hash_costs(
 
     rows, bits = [], list(bits)
     for dim in dims:
-        embeddings = nn.functional.normalize(torch.randn(128, dim), dim=1).to(device)
+        embeddings = nn.functional.normalize(torch.randn(128, dim), dim=1)
         for length in bits:
             hasher = OnlineAutoencoder(dim, length)
             actions = {
-                "hash": lambda hasher=hasher, rows=embeddings: (hasher.partial_fit(rows), hasher.encode(rows).cpu()),
-                "floor": partial(_bare_step(dim, length, device), embeddings),
+                "hash": lambda hasher=hasher, rows=embeddings: (hasher.partial_fit(rows), hasher.encode(rows)),
+                "floor": partial(_bare_step(dim, length), embeddings),
             }
-            spent = milliseconds(actions, repeats, device)
-            shape = {"dim": dim, "bits": length, "device": device, "milliseconds": spent["hash"]}
+            spent = milliseconds(actions, repeats)
+            shape = {"dim": dim, "bits": length, "device": "cpu", "milliseconds": spent["hash"]}
             rows.append(shape | {"floor": spent["floor"], "to_floor": spent["hash"] / spent["floor"]})
     return pd.DataFrame(rows)
 
@@ -211,7 +211,7 @@ def step_costs(
 
     Args:
         encoders: ``"small"`` gets 32×32 grey images, others 256×128 in colour.
-        device: where encoder, images and hash are.
+        device: where encoder and images are.
         repeats: timed steps; a tenth of them for large encoders on the CPU.
         images: samples of the data set, four an identity; the pixels of one batch stand for all.
 
@@ -334,8 +334,8 @@ def _told(bag: BagOfNegatives, rng: np.random.Generator) -> tuple[np.ndarray, to
     ) / 8
 
 
-def _bare_step(dim: int, bits: int, device: str) -> Callable[[torch.Tensor], None]:
-    model = nn.Sequential(nn.Linear(dim, bits, bias=False), nn.Linear(bits, dim)).to(device)
+def _bare_step(dim: int, bits: int) -> Callable[[torch.Tensor], None]:
+    model = nn.Sequential(nn.Linear(dim, bits, bias=False), nn.Linear(bits, dim))
     optimizer = torch.optim.Adam(model.parameters())
 
     def step(embeddings: torch.Tensor) -> None:

@@ -27,7 +27,7 @@ def samplers(largest: int, device: str) -> pd.DataFrame:
 
 
 def hashing(largest: int, device: str) -> pd.DataFrame:
-    return costs.hash_costs(device=device)
+    return costs.hash_costs()
 
 
 def steps(largest: int, device: str) -> pd.DataFrame:

@@ -143,10 +143,10 @@ def longest() -> str:
     tables, history = [], load_history("long")
     for name, group in _long().items():
         means = group.groupby("method")["validation.recall@1"].mean()
-        reached = time_to_accuracy(group, history, baseline="random")["step"]
+        times = time_to_accuracy(group, history, baseline="random")
         more = {
             "fewer errors than random": means.map(lambda value, of=means["random"]: fewer(value, of)),
-            "steps to random's best": reached.map(lambda step: f"{step:,.0f}".replace("inf", "not")),
+            "steps to random's best": times.apply(_steps_to, axis=1).where(times.index != "random", ""),
         }
         tables.append(f"### {name}\n\n{ranked(group, 'two stages', more)}")
     return "\n\n".join(tables)
@@ -229,6 +229,12 @@ def second_stage() -> str:
     runs = pd.concat([finished("ablation_stages"), warm[warm["method"].isin(["random", "first stage", "two stages"])]])
     runs = of_shared_seeds(runs.assign(method=runs["method"].replace("two stages", "two stages (default)")))
     return ranked(runs, "two stages (default)")
+
+
+def _steps_to(row: pd.Series) -> str:
+    """Median steps to a target, and how many runs reach it where not all do."""
+    step = "not" if math.isinf(row["step"]) else f"{row['step']:,.0f}"
+    return step if row["reached"] == row["seeds"] else f"{step}; {row['reached']:.0f} of {row['seeds']:.0f} do"
 
 
 def ranked(runs: pd.DataFrame, method: str, more: Mapping[str, pd.Series] | None = None) -> str:

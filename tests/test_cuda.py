@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bonlib import BagOfNegatives
-from bonlib.core.hashes import OnlineAutoencoder
+from bonlib.core.hashes import list_hashers, make_hasher
 from bonlib.datasets.images import ImageSet
 from bonlib.miners import make_miner
 from bonlib.training.encoders import make_encoder
@@ -37,6 +37,12 @@ def unit_rows(indices, step=0):
     return nn.functional.normalize(torch.from_numpy(rows).float(), dim=1)
 
 
+def learned(bag):
+    """All that a bag has from embeddings, bit for bit."""
+    state = bag.state_dict()
+    return together.digest({part: state[part] for part in ("table", "hasher", "means", "corrected", "hardness")})
+
+
 @pytest.mark.parametrize("form", ["set", "triplet", "pair"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_bag_learns_from_the_gpu_what_it_learns_from_the_cpu(name, form):
@@ -46,12 +52,8 @@ def test_a_bag_learns_from_the_gpu_what_it_learns_from_the_cpu(name, form):
         rows = unit_rows(np.asarray(indices), step)
         here.update(indices, rows)
         there.update(indices, rows.cuda())
-    ids = np.arange(2000)
-    known = here.codes(ids) >= 0
-    assert known.mean() > 0.9
-    assert (here.codes(ids) == there.codes(ids))[known].mean() > 0.99
-    assert there.stats()["hardness"] == pytest.approx(here.stats()["hardness"], abs=0.02) if name == "steered" else True
-    assert here.means.numpy() == pytest.approx(there.means.numpy(), abs=1e-2)
+    assert (here.codes(np.arange(2000)) >= 0).mean() > 0.9
+    assert learned(here) == learned(there)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -59,9 +61,8 @@ def test_a_bag_is_filled_from_the_gpu(name):
     here, there = (MAKERS[name](LABELS, 16, batch_size=64, seed=1) for _ in range(2))
     here.fill(unit_rows, at_once=300)
     there.fill(lambda ids: unit_rows(ids).cuda(), at_once=300)
-    ids = np.arange(2000)
-    assert (here.codes(ids) >= 0).all()
-    assert (here.codes(ids) == there.codes(ids)).mean() > 0.99
+    assert (here.codes(np.arange(2000)) >= 0).all()
+    assert learned(here) == learned(there)
 
 
 def test_half_precision_of_the_gpu_is_taken_under_autocast():
@@ -74,12 +75,37 @@ def test_half_precision_of_the_gpu_is_taken_under_autocast():
     assert (bag.codes(indices) >= 0).all()
 
 
-def test_a_hash_follows_the_device_of_the_embeddings():
-    hasher, reference = OnlineAutoencoder(16, 4), OnlineAutoencoder(16, 4)
-    rows = [unit_rows(np.arange(32) + 32 * i) for i in range(4)]
-    devices = ["cpu", "cuda", "cpu", "cuda"]
-    errors = [hasher.partial_fit(batch.to(device)) for batch, device in zip(rows, devices, strict=True)]
-    assert errors == pytest.approx([reference.partial_fit(batch) for batch in rows], rel=1e-4)
+@pytest.mark.parametrize("name", sorted(set(list_hashers()) - {"shuffled"}))  # whose codes are by chance
+def test_a_hash_is_the_same_on_the_cpu_whatever_it_is_given(name):
+    here, there = (make_hasher(name, 16, 4) for _ in range(2))
+    batches = [unit_rows((np.arange(32) + 32 * i) % 2000) for i in range(60)]  # some learn every fifty batches
+    for rows in batches:
+        first, second = here.partial_fit(rows), there.partial_fit(rows.cuda())
+        assert first == second or np.isnan([first, second]).all()
+    codes = there.encode(batches[0].cuda())
+    assert codes.device.type == "cpu"
+    assert {values.device.type for values in there.tensors.values()} == {"cpu"}
+    assert together.digest(here.state_dict()) == together.digest(there.state_dict())
+    old = there.state_dict()  # as it was saved when hashes followed the embeddings
+    old["tensors"] = {name: values.cuda() for name, values in old["tensors"].items()}
+    there.load_state_dict(old)
+    assert torch.equal(there.encode(batches[0]), codes)
+
+
+@pytest.mark.parametrize("miner", ["smart", "class-based", "graph", "subspaces", "exact"])
+def test_opponents_draw_the_same_from_the_gpu(miner):
+    looks = {} if miner == "class-based" else {"every": 5}
+    here, there = (make_miner(miner, LABELS, 16, batch_size=64, seed=1, **looks) for _ in range(2))
+    for step, (first, second) in enumerate(zip(here, there, strict=True)):
+        assert list(first) == list(second)
+        rows = unit_rows(np.asarray(first), step)
+        here.update(first, rows)
+        there.update(second, rows.cuda())
+        if getattr(here, "due", False):
+            here.refresh(unit_rows)
+            there.refresh(lambda ids: unit_rows(ids).cuda())
+        if step == 20:
+            break
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

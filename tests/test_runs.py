@@ -121,6 +121,8 @@ def test_a_run_is_the_same_run_on_any_device():
     config = asdict(Config(dataset_options=FEW, start={"steps": 3}))
     assert config_key(config | {"device": "cuda:1"}) == config_key(config)
     assert config_key(config | {"precision": "bfloat16"}) != config_key(config)
+    with pytest.raises(ValueError, match="start sets device"):
+        Config(start={"steps": 3, "device": "cuda"})
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):

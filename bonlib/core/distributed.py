@@ -9,7 +9,7 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.core.checks import check_embeddings, check_indices
+from bonlib.core.checks import check_embeddings, check_indices, rows_of
 from bonlib.core.layout import FORMS, Ids, tuple_positions
 from bonlib.core.miner import Miner
 
@@ -102,7 +102,8 @@ class RankMiner:
             ValueError: if they are not what :meth:`~bonlib.core.miner.Miner.update` takes.
             LostRank: if another process has ended.
         """
-        rows = check_embeddings(embeddings, self.miner.dim)
+        take = check_embeddings if _on_gpu() else rows_of  # what goes over the wire is taken from where the wire begins
+        rows = take(embeddings, self.miner.dim)
         ids = torch.from_numpy(check_indices("indices", indices, self.miner.num_samples, length=len(rows)))
         all_ids, all_rows, sizes = _guarded(lambda: _gather(ids, rows))
         parts = self._parts()
@@ -216,9 +217,14 @@ def _broadcast(values: Tensor) -> Tensor:
 
 def _device(values: Tensor) -> torch.device:
     """Where the backend can take tensors: NCCL on the GPU alone, gloo on the CPU."""
-    if dist.get_backend() == "nccl":
+    if _on_gpu():
         return values.device if values.is_cuda else torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+def _on_gpu() -> bool:
+    """Whether the backend takes tensors on the GPU alone."""
+    return world_size() > 1 and dist.get_backend() == "nccl"
 
 
 def _guarded(collective: Callable[[], Any]) -> Any:

@@ -101,7 +101,7 @@ class HashedMiner(Miner):
     def read(self, rows: Tensor) -> tuple[Ids, NDArray[np.int32]]:
         """Codes ``(n,)`` of embeddings ``(n, dim)``, and the bits nearest to flipping, as the table takes them."""
         projections = self.hasher.project(rows)  # (n, bits)
-        return read_codes(projections.to(torch.float32).numpy())
+        return read_codes(projections.to("cpu", torch.float32).numpy())
 
     def pools_near(self, rows: Tensor, own: Ids) -> Ids:
         """Identities near embeddings ``(n, dim)``, unordered, without ``own`` ``(n,)``: ``(n, pool)``, -1 for none."""

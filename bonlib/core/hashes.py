@@ -266,9 +266,9 @@ class SpectralHash(_Refitted):
         directions = torch.linalg.eigh(window.T.cov()).eigenvectors.flip(1)[:, : self.bits]  # (dim, bits)
         along = window @ directions  # (rows, bits)
         # The box that the inner nine tenths fill: one batch of strangers among the rows does not widen it.
-        low, high = along.quantile(torch.tensor([0.05, 0.95]), dim=0)
+        low, high = along.quantile(along.new_tensor([0.05, 0.95]), dim=0)
         low, high = low - (high - low) / 18, high + (high - low) / 18
-        waves = torch.arange(1, self.bits + 1)
+        waves = torch.arange(1, self.bits + 1, device=along.device)
         frequencies = torch.pi * waves[:, None] / (high - low).clamp_min(1e-12)  # (waves, directions)
         chosen = frequencies.flatten().argsort(stable=True)[: self.bits]
         self.tensors["encoder"] = directions[:, chosen % self.bits].contiguous()

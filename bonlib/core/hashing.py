@@ -79,7 +79,7 @@ class Hash(ABC):
         """Learn from a batch.
 
         Args:
-            rows: ``(batch, dim)`` float32, scaled.
+            rows: ``(batch, dim)`` float32, scaled, on the CPU.
 
         Returns:
             The reconstruction error relative to the rows' size, a scalar tensor, or ``None`` where it has none.
@@ -134,12 +134,12 @@ class Hash(ABC):
 
     @torch.no_grad()
     def project(self, embeddings: Any) -> Tensor:
-        """Hidden units less their running mean: ``(batch, dim)`` to ``(batch, bits)``; the sign is the bit."""
+        """Hidden units less their mean, whose signs are the bits: ``(batch, dim)`` to ``(batch, bits)``, on the CPU."""
         with _without_autocast():
             return self.units(self._scaled(rows_of(embeddings, self.dim))[0])  # (batch, bits)
 
     def encode(self, embeddings: Any) -> Tensor:
-        """Codes of embeddings: ``(batch, dim)`` to ``(batch,)`` int64 in ``0 .. 2**bits - 1``."""
+        """Codes of embeddings: ``(batch, dim)`` to ``(batch,)`` int64 in ``0 .. 2**bits - 1``, on the CPU."""
         return pack(self.project(embeddings) > 0)
 
     def state_dict(self) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def negative_distances(miner: Miner, embeddings: Tensor, count: int = 2000) -> N
 
 def bit_balance(hasher: Hash, embeddings: Tensor) -> NDArray[np.float64]:
     """Share of samples that have each bit set, ``(bits,)``: 0.5 is perfect balance."""
-    return (hasher.project(embeddings) > 0).double().mean(dim=0).cpu().numpy()
+    return (hasher.project(embeddings) > 0).double().mean(dim=0).numpy()
 
 
 def same_bucket_by_distance(

@@ -133,7 +133,7 @@ def _check_start(start: Any, dataset: str) -> None:
     if not isinstance(start, dict | str | None):
         raise ValueError(f"start is {start!r}; give a file of weights, or a dictionary of settings.")
     given = set(start) if isinstance(start, dict) else set()
-    if taken := sorted({"start", "fill", "fill_per_class", "test", "encoder", "dim"} & given):
+    if taken := sorted({"start", "fill", "fill_per_class", "test", "encoder", "dim", "device"} & given):
         raise ValueError(f"start sets {', '.join(taken)}, which the run sets; leave it out there.")
     known = {entry.name for entry in fields(Config)}
     if unknown := sorted(given - known):

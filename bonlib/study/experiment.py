@@ -258,7 +258,7 @@ def main(settings: str, sweep: str) -> None:
                 f"device is {config.device!r} with {processes} processes; give 'cuda', each takes its own."
             )
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=10))
-        if on_gpu:  # "cuda" is then this one, so that config and key are the same for all
+        if on_gpu:  # "cuda" is then this one, so that the config is the same for all
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     experiment = Experiment(config, checkpoint_path(config, sweep))
     for _ in experiment:

@@ -41,7 +41,8 @@ def config_key(config: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that stand for a config, whatever the order of its names.
 
     Files that ``dataset_options`` names count by their content, not by their paths
-    (:func:`~bonlib.datasets.content_key`). The device does not count: a run that was made on a GPU is found from a CPU.
+    (:func:`~bonlib.datasets.content_key`). The device does not count, so that a run that was
+    made on a GPU is found from a CPU; its numbers are not the same, for torch's convolutions round more there (TF32).
 
     Raises:
         FileNotFoundError: if these files are not there.

@@ -284,7 +284,8 @@ def time_to_accuracy(
         baseline: method whose best value is the target.
 
     Returns:
-        One row a method: ``target``, ``reached``, ``seeds``, and the medians over seeds of ``step`` and ``seconds``.
+        One row a method: ``target``, ``reached``, ``seeds``, and the medians over seeds of ``step`` and ``seconds``; no
+        seconds where the runs are of several devices.
 
     Raises:
         ValueError: if the baseline has no run, or a run has no history.
@@ -310,7 +311,8 @@ def time_to_accuracy(
         method = {"method": points.iloc[0]["method"]}
         rows.append(method | {"reached": len(there) > 0, "step": first["step"], "seconds": first["training_seconds"]})
     groups = pd.DataFrame(rows).groupby("method", sort=False)
-    medians = groups[["step", "seconds"]].median()
+    comparable = ["step", "seconds"] if "device" not in runs or runs["device"].nunique() < 2 else ["step"]
+    medians = groups[comparable].median()
     return medians.assign(target=target, reached=groups["reached"].sum(), seeds=groups.size())
 
 
@@ -320,7 +322,12 @@ def cost_table(runs: "pd.DataFrame") -> "pd.DataFrame":
     Returns:
         One row a method: ``draw``, ``data``, ``compute``, ``hash``, ``refresh`` and ``total`` in ms, ``miner_share``
         (draw, hash and refresh) and ``peak_memory_gib``.
+
+    Raises:
+        ValueError: if the runs are of several devices.
     """
+    if "device" in runs and runs["device"].nunique() > 1:
+        raise ValueError(f"The table has runs of {sorted(runs['device'].unique())}; choose those of one device.")
     parts = ["draw", "data", "compute", "hash", "refresh"]
     runs = runs.dropna(subset=["seconds.compute"])  # a failed run has none
     seconds = runs.reindex(columns=[f"seconds.{part}" for part in parts]).fillna(0.0).set_axis(parts, axis=1)

@@ -68,7 +68,7 @@ def read_sweep(file: Path) -> list[Config]:
                 configs.append(make_config(settings))
             except ValueError as error:
                 raise ValueError(f"{file.name}: {error}") from error
-    if len(set(map(repr, configs))) < len(configs):
+    if len({repr(replace(config, device="cpu")) for config in configs}) < len(configs):
         raise ValueError(f"{file.name} names a run twice; each method must differ from the others.")
     return configs
 

@@ -104,7 +104,7 @@ class SampledSoftmax(nn.Module):
         found = classes
         if self.bag is not None and len(self._moved) and self._version != self.centres.weight._version:
             weights = self.centres.weight[torch.from_numpy(self._moved).to(rows.device)].detach()
-            self.bag.correct(self._moved, nn.functional.normalize(weights).cpu())
+            self.bag.correct(self._moved, nn.functional.normalize(weights))
             self._moved, self._version = np.empty(0, dtype=np.int64), self.centres.weight._version
         if self.bag is not None and bool(torch.isfinite(rows).all()):  # else the loss is not finite, and says so
             near, _ = nearest_identities(self.bag, rows, self.near, without=classes)
