@@ -48,7 +48,7 @@ browser: docs
 	$(RUN) pytest -q -m browser tests/test_browser.py
 
 lab: $(VENV)/.ready
-	cd notebooks && ../$(RUN) jupyterlab 00_start_here.ipynb
+	cd notebooks && ../$(RUN) jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) 00_start_here.ipynb
 
 bench: $(VENV)/.ready
 	$(VENV)/bin/python benchmarks/run.py

@@ -71,7 +71,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "dukemtmc": Benchmark(
         "DukeMTMC-reID: persons, 8 cameras", persons.duke,
         {"train": (16_522, 702), "query": (2_228, 702), "gallery": (17_661, 1_110)}, "withdrawn by its makers",
-        "not to be had any more; read where the user has it", _PERSON,
+        "no longer offered by its makers; read where you have it", _PERSON,
     ),
     "msmt17": Benchmark(
         "MSMT17: persons, 15 cameras", persons.msmt17,
