@@ -421,8 +421,8 @@ def larger() -> str:
     (lead, verdict), behind = points(table.loc["random"]).rsplit(" ", 1), 100 * table.loc["smart mining", "lead"]
     return (
         f"among {runs['data.identities'].median():,.0f} identities ({name.split(',')[0]}; three seeds, cosine "
-        f"schedule) two stages lead random sets by {lead} points after {runs['steps'].iloc[0]:,} steps, {verdict}, with "
-        f"{fewer(means['two stages'], means['random'])} fewer errors; smart mining, "
+        f"schedule) two stages lead random sets by {lead} points after {runs['steps'].iloc[0]:,} steps, {verdict}, "
+        f"with {fewer(means['two stages'], means['random'])} fewer errors; smart mining, "
         f"{table.loc['smart mining', 'verdict']}, is nominally {abs(behind):.1f} points "
         f"{'behind' if behind > 0 else 'ahead'}"
     )

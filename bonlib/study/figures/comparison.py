@@ -35,7 +35,7 @@ def opponents(
     """
     last = history[history["step"] == history["step"].max()].groupby("method")[metric].mean()
     others = last.drop(list(references), errors="ignore").sort_values(ascending=False).index
-    columns = 4
+    columns = min(4, len(others))
     rows = -(-len(others) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(10.5, 1.8 * rows + 0.8), sharex=True, sharey=True, squeeze=False
@@ -54,7 +54,8 @@ def opponents(
     names = [f"{name} (thin, in every panel)" for name in names[:-1]]
     figure.legend(lines[:-1], names, loc="outside upper center", ncols=len(references), fontsize=9)
     figure.supxlabel(_AXES.get(x, x), fontsize=10)
-    figure.supylabel(f"{ylabel or metric}, validation classes", fontsize=10)
+    gap = " " if rows > 1 else "\n"  # one row is too low for a long line
+    figure.supylabel(f"{ylabel or metric},{gap}validation classes", fontsize=10)
     return figure
 
 
