@@ -1,6 +1,5 @@
 """On a GPU, where there is one: bags draw as on the CPU, training resumes, and NCCL keeps processes equal."""
 
-import json
 import os
 
 import numpy as np
@@ -13,9 +12,7 @@ from torch import nn
 
 from bonlib import BagOfNegatives
 from bonlib.core.hashes import list_hashers, make_hasher
-from bonlib.datasets.images import ImageSet
 from bonlib.miners import make_miner
-from bonlib.training.encoders import make_encoder
 from bonlib.training.loop import fit
 from bonlib.training.losses import make_loss
 
@@ -101,7 +98,7 @@ def test_opponents_draw_the_same_from_the_gpu(miner):
         rows = unit_rows(np.asarray(first), step)
         here.update(first, rows)
         there.update(second, rows.cuda())
-        if getattr(here, "due", False):
+        if here.due:
             here.refresh(unit_rows)
             there.refresh(lambda ids: unit_rows(ids).cuda())
         if step == 20:
@@ -138,25 +135,9 @@ def nccl_worker(rank, size, folder):
     os.environ |= {"NCCL_HOSTID": str(rank), "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
     torch.cuda.set_device(0)
     dist.init_process_group("nccl", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    images = torch.randint(0, 256, (900, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    data = ImageSet(images, torch.from_numpy(together.LABELS), [str(i) for i in range(60)]).to("cuda")
-    encoder, bag = make_encoder(dim=8), together.make_bag()
-    steps = list(
-        fit(encoder, data, bag, make_loss("batch-hard", "set"), steps=6, device="cuda", validation=data,
-            evaluate_every=3, checkpoint=folder / "checkpoint.pt")
-    )  # fmt: skip
-    weights = {name: value.cpu() for name, value in encoder.state_dict().items() if "running" not in name}
-    result = [together.digest(weights), together.digest(bag.state_dict()), steps[-1].metrics, steps[-1].images]
-    (folder / f"{rank}.json").write_text(json.dumps(result))
-    dist.destroy_process_group()
+    together.fit_and_tell(rank, folder, 6, "cuda")
 
 
 def test_nccl_keeps_weights_tables_and_measures_equal(tmp_path):
     together.spawn(nccl_worker, 2, tmp_path)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert first == second
-    assert first[3] == 6 * 48
-    alone = together.make_bag()  # the checkpoint of two processes on GPUs loads in one without
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True, map_location="cpu")["miner"]
-    alone.load_state_dict(state)
-    assert together.digest(alone.state_dict()) == first[1]
+    together.assert_two_are_one(tmp_path, 6)

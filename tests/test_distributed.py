@@ -174,29 +174,40 @@ def test_a_rank_that_dies_ends_the_others_with_an_error(tmp_path):
     assert "Rank 0 of 2 waited in vain for another one" in (tmp_path / "error.txt").read_text()
 
 
-def fit_worker(rank, size, folder):
-    join(rank, size, folder)
+def fit_and_tell(rank, folder, steps, device="cpu"):
+    """Train, and write down what all processes must have in common; the group is joined before and left here."""
     images = torch.randint(0, 256, (900, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    data = ImageSet(images, torch.from_numpy(LABELS), [str(i) for i in range(60)])
+    data = ImageSet(images, torch.from_numpy(LABELS), [str(i) for i in range(60)]).to(device)
     encoder, bag = make_encoder(dim=8), make_bag()
-    steps = list(
-        fit(encoder, data, bag, make_loss("batch-hard", "set"), steps=4, validation=data, evaluate_every=2,
-            checkpoint=folder / "checkpoint.pt")
+    done = list(
+        fit(encoder, data, bag, make_loss("batch-hard", "set"), steps=steps, device=device, validation=data,
+            evaluate_every=steps // 2, checkpoint=folder / "checkpoint.pt")
     )  # fmt: skip
-    weights = {name: value for name, value in encoder.state_dict().items() if "running" not in name}
-    result = [digest(weights), digest(bag.state_dict()), steps[-1].metrics, steps[-1].images]
+    weights = {name: value.cpu() for name, value in encoder.state_dict().items() if "running" not in name}
+    result = [digest(weights), digest(bag.state_dict()), done[-1].metrics, done[-1].images]
     (folder / f"{rank}.json").write_text(json.dumps(result))
     dist.destroy_process_group()
 
 
+def assert_two_are_one(folder, steps):
+    """Both processes hold the same, and their checkpoint loads in one process."""
+    first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first[3] == steps * 48
+    alone = make_bag()
+    state = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")["miner"]
+    alone.load_state_dict(state)
+    assert digest(alone.state_dict()) == first[1]
+
+
+def fit_worker(rank, size, folder):
+    join(rank, size, folder)
+    fit_and_tell(rank, folder, 4)
+
+
 def test_training_keeps_weights_tables_and_measures_equal(tmp_path):
     spawn(fit_worker, 2, tmp_path)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert first == second
-    assert first[3] == 4 * 48
-    alone = make_bag()  # the checkpoint of two processes loads in one
-    alone.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["miner"])
-    assert digest(alone.state_dict()) == first[1]
+    assert_two_are_one(tmp_path, 4)
 
 
 def stopped_worker(rank, size, folder, stop):

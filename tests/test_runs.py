@@ -18,6 +18,7 @@ from bonlib.study.records import config_key, find_run, load_galleries, load_hist
 from bonlib.study.statistics import (
     against,
     ahead_of,
+    cost_table,
     leads_by,
     mean_interval,
     of_shared_seeds,
@@ -204,6 +205,12 @@ def test_a_run_that_never_gets_there_is_not_dropped():
     assert table.loc["bag", ["step", "reached", "seeds"]].tolist() == [30, 2, 3]
     assert np.isinf(table.loc["slow", "seconds"])
     assert table.loc["random sets + batch-hard", "seconds"] == 3
+    several = runs.assign(device=["cpu"] * (len(runs) - 1) + ["cuda"])
+    steps = time_to_accuracy(several, records)
+    assert "seconds" not in steps
+    assert steps["step"].tolist() == time_to_accuracy(runs, records)["step"].tolist()
+    with pytest.raises(ValueError, match=r"runs of \['cpu', 'cuda'\]; choose those of one device"):
+        cost_table(several)
 
 
 def lead_runs(seeds=3, steps=100):

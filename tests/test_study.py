@@ -30,7 +30,11 @@ def test_sweeps_differ_within_a_seed_in_the_method_alone(file):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("methods: [{minor: bag}]", "There is no setting 'minor'"), ("methods: [{}, {}]", "a run twice")],
+    [
+        ("methods: [{minor: bag}]", "There is no setting 'minor'"),
+        ("methods: [{}, {}]", "a run twice"),
+        ("methods: [{}, {device: cuda}]", "a run twice"),
+    ],
 )
 def test_a_wrong_sweep_is_refused(tmp_path, text, message):
     (tmp_path / "s.yaml").write_text(f"seeds: [0]\n{text}\n")

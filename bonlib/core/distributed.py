@@ -102,7 +102,7 @@ class RankMiner:
             ValueError: if they are not what :meth:`~bonlib.core.miner.Miner.update` takes.
             LostRank: if another process has ended.
         """
-        take = check_embeddings if _on_gpu() else rows_of  # what goes over the wire is taken from where the wire begins
+        take = check_embeddings if _on_gpu() else rows_of  # NCCL sends what is on the GPU
         rows = take(embeddings, self.miner.dim)
         ids = torch.from_numpy(check_indices("indices", indices, self.miner.num_samples, length=len(rows)))
         all_ids, all_rows, sizes = _guarded(lambda: _gather(ids, rows))

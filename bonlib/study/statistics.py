@@ -149,6 +149,11 @@ def _one_budget(runs: "pd.DataFrame", name: str) -> None:
             raise ValueError(f"{name} has runs of {sorted(set(runs[column].dropna().tolist()))} {what}.")
 
 
+def _devices(runs: "pd.DataFrame") -> list[str]:
+    """Those of the runs; the seconds of several cannot be compared."""
+    return sorted(runs["device"].unique()) if "device" in runs else []
+
+
 def _compared(rows: list[dict[str, Any]], differences: list[Difference], lead: str) -> "pd.DataFrame":
     """A table of comparisons with the columns that all of them have."""
     import pandas as pd
@@ -311,8 +316,7 @@ def time_to_accuracy(
         method = {"method": points.iloc[0]["method"]}
         rows.append(method | {"reached": len(there) > 0, "step": first["step"], "seconds": first["training_seconds"]})
     groups = pd.DataFrame(rows).groupby("method", sort=False)
-    comparable = ["step", "seconds"] if "device" not in runs or runs["device"].nunique() < 2 else ["step"]
-    medians = groups[comparable].median()
+    medians = groups[["step", "seconds"] if len(_devices(runs)) < 2 else ["step"]].median()
     return medians.assign(target=target, reached=groups["reached"].sum(), seeds=groups.size())
 
 
@@ -326,8 +330,8 @@ def cost_table(runs: "pd.DataFrame") -> "pd.DataFrame":
     Raises:
         ValueError: if the runs are of several devices.
     """
-    if "device" in runs and runs["device"].nunique() > 1:
-        raise ValueError(f"The table has runs of {sorted(runs['device'].unique())}; choose those of one device.")
+    if len(devices := _devices(runs)) > 1:
+        raise ValueError(f"The table has runs of {devices}; choose those of one device.")
     parts = ["draw", "data", "compute", "hash", "refresh"]
     runs = runs.dropna(subset=["seconds.compute"])  # a failed run has none
     seconds = runs.reindex(columns=[f"seconds.{part}" for part in parts]).fillna(0.0).set_axis(parts, axis=1)
