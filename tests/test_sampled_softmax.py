@@ -7,11 +7,12 @@ import pytest
 import torch
 from pytorch_metric_learning.losses import CosFaceLoss
 
+from bonlib.core.means import class_means
 from bonlib.core.miner import RandomSampling
 from bonlib.datasets import load_dataset
 from bonlib.training.encoders import make_encoder
 from bonlib.training.loop import fit
-from bonlib.training.losses import make_loss
+from bonlib.training.losses import has_centres, make_loss, set_centres
 from bonlib.training.optimizers import AdamOfBothKinds, make_optimizer
 from bonlib.training.sampled_softmax import SampledSoftmax
 
@@ -186,3 +187,43 @@ def test_fit_trains_it_and_goes_on_from_a_checkpoint(tmp_path):
 def test_labels_that_are_no_class_are_refused():
     with pytest.raises(ValueError, match="labels holds values"):
         SampledSoftmax(CLASSES, DIM)(batch()[0], torch.full((24,), CLASSES))
+
+
+@pytest.mark.parametrize("name", ["cosface", "proxy-anchor", "sampled-softmax"])
+def test_centres_begin_where_the_classes_are(name):
+    rows, labels = batch(7, size=3 * CLASSES)
+    means = class_means(rows.detach(), labels, CLASSES)
+    loss = make_loss(name, dim=DIM, num_classes=CLASSES)
+    far, _ = loss(rows, labels)
+    set_centres(loss, means)
+    near, _ = loss(rows, labels)
+    assert has_centres(loss)
+    assert float(near.detach()) < float(far.detach())
+    found = loss.state_dict()[{"cosface": "loss.W", "proxy-anchor": "loss.proxies"}.get(name, "loss.centres.weight")]
+    found = torch.nn.functional.normalize(found.T if name == "cosface" else found)
+    assert torch.allclose(found, torch.nn.functional.normalize(means), atol=1e-6)
+
+
+def test_new_centres_are_hashed():
+    """One that is given its centres draws the near ones that one made with them would."""
+    rows, labels = batch(8)
+    first, second = (SampledSoftmax(CLASSES, DIM, share=0.02, near=5, seed=3) for _ in range(2))
+    first(rows, labels).backward()  # centres of an old life are not corrected in the new one
+    first.zero_grad()
+    weights = torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(9))
+    for loss in (first, second):
+        loss.set_centres(weights)
+    assert [certain.tolist() for certain in first._certain(rows.detach(), labels.numpy())] == [
+        certain.tolist() for certain in second._certain(rows.detach(), labels.numpy())
+    ]
+    assert first.bag.table.codes(np.arange(CLASSES)).tolist() == second.bag.table.codes(np.arange(CLASSES)).tolist()
+
+
+@pytest.mark.parametrize("name", ["cosface", "sampled-softmax", "batch-hard"])
+def test_centres_that_do_not_fit_are_refused(name):
+    loss = make_loss(name, **({} if name == "batch-hard" else {"dim": DIM, "num_classes": CLASSES}))
+    before = deepcopy(loss.state_dict())
+    with pytest.raises(ValueError, match="no class centres" if name == "batch-hard" else f"{CLASSES}"):
+        set_centres(loss, torch.zeros(CLASSES - 1, DIM))
+    after = loss.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items() if isinstance(value, torch.Tensor))

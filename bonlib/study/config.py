@@ -33,7 +33,7 @@ class Config:
     encoder_options: dict[str, Any] = field(default_factory=dict)  # of a torchvision backbone, such as weights
     dim: int = 64  # width of the embeddings
     start: dict[str, Any] | str | None = None  # encoder to begin with: a file, or settings of a run that is made first
-    fill: bool = False  # whether a bag looks at the whole data set once before the first step; its seconds are refresh
+    fill: bool = False  # whether bag and class centres begin with a look at the whole data set; its seconds are refresh
     fill_per_class: int | None = None  # samples of each identity that it looks at; None: all
     miner: str = "bag"
     bits: int | None = None  # of the code; None: by the number of samples

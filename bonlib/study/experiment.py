@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from bonlib.core.checks import check_device, known_options
 from bonlib.core.distributed import from_rank_zero, rank, world_size
 from bonlib.core.hashes import make_hasher
 from bonlib.core.layout import Ids
+from bonlib.core.means import class_means
 from bonlib.core.paths import data_dir
 from bonlib.core.table import default_bits
 from bonlib.datasets import content_key, load_dataset
@@ -33,7 +35,7 @@ from bonlib.training.checkpoint import Progress
 from bonlib.training.embed import embed
 from bonlib.training.encoders import check_takes, load_encoder, make_encoder, save_encoder
 from bonlib.training.loop import PARTS, Step, fit
-from bonlib.training.losses import make_loss
+from bonlib.training.losses import has_centres, make_loss, set_centres
 from bonlib.training.metrics import measure, recall_by_gallery
 
 CHECKPOINT_EVERY = 50  # steps
@@ -148,10 +150,11 @@ class Experiment:
         )  # fmt: skip
 
     def _fill(self) -> None:
-        """Let the bag look at the whole data set."""
+        """Let the bag, and the class centres of the loss, look at the whole data set."""
         began, config, bag = time.perf_counter(), self.config, bag_of(self.miner)
-        if bag is None:
-            raise ValueError(f"fill is True, but the miner {config.miner!r} has no table to fill; leave it out.")
+        if bag is None and not has_centres(self.loss):
+            text = f"the miner {config.miner!r} has no table to fill and the loss {config.loss!r} no class centres"
+            raise ValueError(f"fill is True, but {text}; leave it out.")
         torch.manual_seed(config.seed)  # of augmentation
         self.encoder.to(config.device)
 
@@ -159,7 +162,12 @@ class Experiment:
             return embed(self.encoder, self.train, indices=ids, device=config.device, workers=config.workers)[0]
 
         # The same to the last bit for all processes.
-        bag.fill(lambda ids: from_rank_zero(lambda: look(ids)), per_class=config.fill_per_class)
+        if bag is not None:
+            bag.fill(lambda ids: from_rank_zero(lambda: look(ids)), per_class=config.fill_per_class)
+        if has_centres(self.loss):
+            labels, count = self.train.labels, self.train.num_classes
+            means = from_rank_zero(lambda: class_means(look(np.arange(len(labels))).cpu(), labels.cpu(), count))
+            set_centres(self.loss, means)
         self.progress.seconds["refresh"] = time.perf_counter() - began
 
     def save(self, sweep: str) -> Path:

@@ -192,6 +192,35 @@ class MinedLoss(nn.Module):
         return self.loss(embeddings, labels, tuples), active_share(embeddings, labels, index_tuple, self.margin)
 
 
+def has_centres(loss: nn.Module) -> bool:
+    """Whether a loss of :func:`make_loss` has a centre for each class, as :func:`set_centres` takes it."""
+    inner = getattr(loss, "loss", loss)
+    return isinstance(inner, SampledSoftmax) or hasattr(inner, "W") or hasattr(inner, "proxies")
+
+
+def set_centres(loss: nn.Module, centres: Tensor) -> None:
+    """Let the class centres of a loss begin where a trained encoder has the classes; from anywhere they take long.
+
+    Args:
+        loss: of :func:`make_loss`: cosface, proxy-anchor or sampled-softmax.
+        centres: ``(num_classes, dim)``, such as the mean embedding of each class.
+
+    Raises:
+        ValueError: if the loss has no centres, or others than these; it is then as before.
+    """
+    inner: Any = getattr(loss, "loss", loss)
+    if not has_centres(loss):
+        raise ValueError(f"loss is {type(inner).__name__}, which has no class centres; take sampled-softmax.")
+    if isinstance(inner, SampledSoftmax):
+        inner.set_centres(centres)
+        return
+    weights = inner.W.T if hasattr(inner, "W") else inner.proxies  # (num_classes, dim)
+    if weights.shape != centres.shape:
+        raise ValueError(f"centres has shape {tuple(centres.shape)}; this loss takes {tuple(weights.shape)}.")
+    with torch.no_grad():
+        weights.copy_(centres)
+
+
 def make_loss(
     name: str, form: Form = "set", *, margin: float | None = None, seed: int = 0, **options: Any
 ) -> MinedLoss:

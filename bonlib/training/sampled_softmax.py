@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bonlib.bag import BagOfNegatives
-from bonlib.core.checks import as_array, check_indices, own_state, real_number, whole_number
+from bonlib.core.checks import as_array, check_indices, own_state, real_number, rows_of, whole_number
 from bonlib.core.distributed import world_size
 from bonlib.core.layout import Ids
 from bonlib.core.tuples import IndexTuple
@@ -63,18 +63,32 @@ class SampledSoftmax(nn.Module):
         if not self.share:
             raise ValueError("share is 0; give the part of the classes that a batch is compared with, such as 0.1.")
         self.margin, self.scale = real_number("margin", margin, 0), real_number("scale", scale, 0)
-        generator = torch.Generator().manual_seed(seed)
-        weights = nn.functional.normalize(torch.randn(num_classes, dim, generator=generator))
-        self.centres = nn.Embedding(num_classes, dim, sparse=True, _weight=weights.clone())
+        self.centres = nn.Embedding(num_classes, dim, sparse=True, _weight=torch.empty(num_classes, dim))
+        self.bag: BagOfNegatives | None = None
         self._rng = np.random.default_rng([seed, 2])
-        self._moved: Ids = np.empty(0, dtype=np.int64)  # classes whose centres the optimiser may have moved
-        self._version = self.centres.weight._version  # rises at each step of the optimiser
-        self.bag = None
+        self.set_centres(torch.randn(num_classes, dim, generator=torch.Generator().manual_seed(seed)))
+
+    def set_centres(self, centres: Tensor) -> None:
+        """Begin anew from these centres, such as the means that a trained encoder gives the classes.
+
+        Args:
+            centres: ``(num_classes, dim)``; they are scaled to length one.
+
+        Raises:
+            ValueError: if they are of another shape or not finite; the centres are then as before.
+        """
+        weights = nn.functional.normalize(rows_of(centres, self.dim))
+        if len(weights) != self.num_classes:
+            raise ValueError(f"centres has length {len(weights)}; give one row for each of {self.num_classes} classes.")
         if self.near:
             self.bag = BagOfNegatives(
-                np.arange(num_classes), dim, form="triplet", batch_size=3, momentum=0.0, seed=seed
+                np.arange(self.num_classes), self.dim, form="triplet", batch_size=3, momentum=0.0, seed=self.seed
             )
             self.bag.fill(lambda ids: weights[ids])
+        with torch.no_grad():
+            self.centres.weight.copy_(weights)
+        self._moved: Ids = np.empty(0, dtype=np.int64)  # classes whose centres the optimiser may have moved
+        self._version = self.centres.weight._version  # rises at each step of the optimiser
 
     def forward(self, embeddings: Tensor, labels: Tensor, _: IndexTuple | None = None) -> Tensor:
         """Mean loss of a batch: embeddings ``(batch, dim)``, labels ``(batch,)`` to a scalar.
