@@ -7,14 +7,17 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score
 
 from bonlib.bag import BagOfNegatives
+from bonlib.core.miner import RandomSampling
 from bonlib.datasets.images import ImageSet
 from bonlib.datasets.strings import TextSet
 from bonlib.study.analysis import (
     bag_quality,
+    drawn_distances,
     hash_everything,
     look_alikes,
     nearest_images,
     nearest_negatives,
+    stale_bits,
     zero_loss_shares,
 )
 from bonlib.training.embed import embed
@@ -98,8 +101,33 @@ def test_bag_quality_by_brute_force():
     assert ours["anchors"] == len(found)
     assert ours["found"] == pytest.approx(np.mean(found))
     assert ours["found_by_chance"] == pytest.approx(np.mean(chance))
+    assert ours["negatives"] == pytest.approx(np.mean(chance) * (240 - 6))
+    assert ours["empty"] == pytest.approx(1 - len(found) / 240)
     assert ours["found"] > 2 * ours["found_by_chance"]
     assert ours["relative_rank"] < 0.35
+
+
+def test_drawn_distances_are_to_the_own_class_and_to_others():
+    """Classes on points that are farther apart than samples of one: each distance says what it is to."""
+    labels = np.repeat(np.arange(30), 5)
+    embeddings = 10.0 * torch.arange(30).repeat_interleave(5)[:, None] + torch.arange(5).repeat(30)[:, None]
+    table = drawn_distances(RandomSampling(labels, 1, batch_size=20, per_class=4, seed=3), embeddings, 400)
+    assert table.shape == (400, 2)
+    assert table["positive"].between(1, 4).all()  # never the anchor itself
+    assert (table["negative"] >= 6).all()
+
+
+def test_stale_bits_count_what_the_hash_would_now_say_otherwise():
+    embeddings, labels = clusters([6] * 40, noise=0.4)
+    bag = BagOfNegatives.as_published(labels, dim=6, bits=5, batch_size=12)
+    bag.update(np.arange(100), embeddings[:100])
+    assert stale_bits(bag, embeddings).tolist() == [0] * 100
+    moved = embeddings.clone()
+    moved[::2] = -moved[::2]
+    now = bag.hasher.encode(moved).numpy()[:100]
+    expected = [bin(int(a) ^ int(b)).count("1") for a, b in zip(now, bag.codes(np.arange(100)), strict=True)]
+    assert stale_bits(bag, moved).tolist() == expected
+    assert max(expected) > 1
 
 
 def test_bag_quality_refuses_an_empty_table():

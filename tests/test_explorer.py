@@ -41,18 +41,31 @@ def test_a_view_is_what_brute_force_finds(story, moment):
 
 
 def test_moments_differ_and_the_table_tells_of_each(story):
-    anchor = crowded_anchor(story)
-    table = over_time(story, anchor)
+    table = over_time(story, anchors=40, margin=0.3)
     assert table.index.tolist() == [15, 30]
     assert (story.moments[0].codes != story.moments[1].codes).any()
-    assert table.loc[30, "negatives"] == len(look(story, anchor).bag)
+    assert table["active"].between(0, 1).all()
+    assert table["rank"].between(1, len(story.dataset)).all()
+
+
+def test_every_triplet_is_active_under_a_wide_margin_and_none_of_it_under_a_negative_one(story):
+    wide, none = over_time(story, anchors=20, margin=2.1), over_time(story, anchors=20, margin=-2.1)
+    assert (wide[["active", "active by chance"]] == 1).all(axis=None)
+    assert (none[["active", "active by chance"]] == 0).all(axis=None)
+
+
+def test_bags_over_time_are_those_of_single_views(story):
+    """With every sample an anchor, sizes are the mean over all bags that are not empty."""
+    table = over_time(story, anchors=len(story.dataset))
+    sizes = [len(look(story, anchor, 0, nearest=0).bag) for anchor in range(len(story.dataset))]
+    assert table.loc[15, "negatives"] == pytest.approx(np.mean([size for size in sizes if size]))
 
 
 def test_the_figure_shows_anchor_positives_bag_and_nearest(story):
     view = look(story, crowded_anchor(story))
-    figure = draw_view(story, view, most=24)
+    figure = draw_view(story, view)
     pictures = sum(bool(ax.images) for ax in figure.axes)
-    assert pictures == 1 + min(len(view.positives), 11) + min(len(view.bag), 24) + len(view.nearest)
+    assert pictures == 1 + min(len(view.positives), 11) + 2 * min(len(view.bag), 12) + len(view.nearest)
     assert view.code in figure.get_suptitle()
 
 

@@ -145,7 +145,14 @@ def test_arrivals_mark_the_step_at_which_newcomers_come():
 def test_active_shares_and_densities_are_labelled(history):
     for figure in (
         figures.active_over_training(history),
-        figures.distances_to_negatives({"random": np.random.default_rng(0).random(50), "BoN": np.linspace(0, 1, 50)}),
+        figures.distances_drawn(
+            {
+                name: pd.DataFrame(np.random.default_rng(0).random((50, 2)), columns=["positive", "negative"])
+                for name in "ab"
+            },
+            margin=0.2,
+        ),
+        figures.flipped_bits({"hash": np.array([0, 1, 3]), "both": np.array([2, 2, 1])}, bits=4),
         figures.bit_balance(np.full(5, 0.5)),
         figures.occupancy(np.array([3, 1, 4]), np.array([2, 1, 2])),
         figures.embedding_map(np.zeros((3, 2)), {"101": np.array([True, False, True])}),
@@ -153,6 +160,20 @@ def test_active_shares_and_densities_are_labelled(history):
         for ax in figure.axes:
             assert ax.get_xlabel(), figure
             assert ax.get_ylabel(), figure
+
+
+def test_flipped_bits_are_shares_and_chance_is_binomial():
+    figure = figures.flipped_bits({"one": np.array([0, 1, 1, 2]), "other": np.array([0, 0])}, bits=2)
+    (ax,) = figure.axes
+    heights = [[bar.get_height() for bar in group] for group in ax.containers]
+    assert heights == [[0.25, 0.5, 0.25], [1, 0, 0]]
+    assert ax.get_lines()[0].get_ydata().tolist() == [0.25, 0.5, 0.25]
+
+
+def test_the_reach_of_a_triplet_stands_at_the_median_positive_and_the_margin():
+    table = pd.DataFrame({"positive": [0.1, 0.2, 0.6], "negative": [0.3, 0.4, 0.5]})
+    (ax,) = figures.distances_drawn({"random": table}, margin=0.25).axes
+    assert ax.get_lines()[-1].get_xdata()[0] == pytest.approx(0.45)
 
 
 def test_a_curve_of_probabilities_ends_where_there_are_none():
@@ -191,7 +212,7 @@ def test_the_plane_shows_each_point_by_its_bucket_and_the_window_by_rank():
     (ax,) = figures.window_in_the_plane(points[:4], 0, order, (1, 3)).axes
     ringed = next(c for c in ax.collections if c.get_label() == "the window").get_offsets()
     assert np.asarray(ringed) == pytest.approx(points[[1, 2]])
-    assert [text.get_text() for text in ax.texts] == ["rank 0", "rank 1", "rank 2"]
+    assert [text.get_text() for text in ax.texts] == ["rank 1", "rank 2", "rank 3"]
 
 
 def test_churn_is_the_mean_over_seeds_along_the_training():

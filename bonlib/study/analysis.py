@@ -79,10 +79,19 @@ def zero_loss_shares(
     return pd.DataFrame(rows)
 
 
-def negative_distances(miner: Miner, embeddings: Tensor, count: int = 2000) -> NDArray[np.float32]:
-    """Distances from anchors to the negatives that a miner draws for them, ``(count,)``: how hard its negatives are."""
-    anchors = miner.draw_anchors(count)
-    return (embeddings[anchors] - embeddings[miner.draw_negatives(anchors)]).norm(dim=1).numpy()
+def drawn_distances(miner: Miner, embeddings: Tensor, count: int = 2000) -> "pd.DataFrame":
+    """How hard the negatives of a miner are: distances from anchors to a random positive, and to a drawn negative.
+
+    Returns:
+        A row for each of ``count`` anchors: ``positive`` and ``negative``.
+    """
+    import pandas as pd
+
+    anchors, rng = miner.draw_anchors(count), np.random.default_rng(miner.seed)
+    own = [miner.samples_of(c) for c in miner.class_of[anchors]]
+    positives = [rng.choice(ids[ids != a] if len(ids) > 1 else ids) for ids, a in zip(own, anchors, strict=True)]
+    to = {"positive": positives, "negative": miner.draw_negatives(anchors)}
+    return pd.DataFrame({name: (embeddings[anchors] - embeddings[ids]).norm(dim=1) for name, ids in to.items()})
 
 
 def bit_balance(hasher: Hash, embeddings: Tensor) -> NDArray[np.float64]:
@@ -127,8 +136,7 @@ def compare_bits(
     """Bags of different code lengths over the same embeddings, each after its hash learned and its table filled.
 
     Returns:
-        One row for each length: ``bits``, ``entropy_bits``, ``bucket_mean``, ``bag_mean`` (negatives in a bag), and of
-        :func:`bag_quality` ``found``, ``found_by_chance`` and ``relative_rank``.
+        One row for each length: ``bits``, ``entropy_bits``, and what :func:`bag_quality` measures.
     """
     import pandas as pd
 
@@ -138,13 +146,8 @@ def compare_bits(
             labels, embeddings.shape[1], form="triplet", batch_size=129, bits=length, seed=seed
         )
         hash_everything(bag, embeddings, passes=passes)
-        stats, quality = bag.stats(), bag_quality(bag, embeddings, anchors=300, seed=seed)
-        bags = [len(bag.negatives(i)) for i in range(0, bag.num_samples, max(bag.num_samples // 300, 1))]
-        rows.append(
-            {name: stats[name] for name in ("bits", "entropy_bits", "bucket_mean")}
-            | {"bag_mean": np.mean(bags)}
-            | quality
-        )
+        quality = bag_quality(bag, embeddings, anchors=300, seed=seed)
+        rows.append({"bits": length, "entropy_bits": bag.stats()["entropy_bits"]} | quality)
     return pd.DataFrame(rows).drop(columns="anchors")
 
 
@@ -161,9 +164,10 @@ def bag_quality(
         seed: seed of the choice of anchors and of negatives.
 
     Returns:
-        ``found`` the share of an anchor's k nearest negatives that its bag holds; ``found_by_chance`` what a random bag
-        of the same size would hold; ``relative_rank`` the mean distance rank of a drawn negative among all
-        negatives, in 0 (nearest) to 1 (farthest), 0.5 for random ones; ``anchors`` how many were looked at.
+        ``empty`` the share of bags that are; of the others ``negatives``, their mean size, ``found`` the share of an
+        anchor's k nearest negatives that its bag holds; ``found_by_chance`` what a random bag of the same size would
+        hold; ``relative_rank`` the mean share of all negatives that are nearer than a drawn one, 0.5 for random ones;
+        ``anchors`` how many were looked at.
 
     Raises:
         ValueError: if there is not one embedding for each sample, or every bag is empty.
@@ -178,7 +182,8 @@ def bag_quality(
     vectors = np.ascontiguousarray(centred(embeddings.detach().cpu(), scaled=True).float().numpy())
     index = faiss.IndexFlatL2(vectors.shape[1])
     index.add(vectors)  # pyright: ignore[reportCallIssue]
-    chosen = [i for i in rng.permutation(bag.num_samples)[: 2 * anchors] if len(bag.negatives(i))][:anchors]
+    sizes = {i: len(bag.negatives(i)) for i in rng.permutation(bag.num_samples)[: 2 * anchors]}
+    chosen = [i for i, size in sizes.items() if size][:anchors]
     if not chosen:
         raise ValueError("Every bag is empty; update the bag with some batches first.")
     found, by_chance, rank = [], [], []
@@ -194,6 +199,8 @@ def bag_quality(
         drawn = rng.choice(members)
         rank.append((distances[others] < distances[drawn]).mean())
     return {
+        "empty": float(np.mean([not size for size in sizes.values()])),
+        "negatives": float(np.mean([sizes[i] for i in chosen])),
         "found": float(np.mean(found)),
         "found_by_chance": float(np.mean(by_chance)),
         "relative_rank": float(np.mean(rank)),
@@ -209,12 +216,12 @@ def hash_everything(bag: BagOfNegatives, embeddings: Tensor, *, batch_size: int 
             bag.update(indices, embeddings[indices])
 
 
-def code_staleness(bag: BagOfNegatives, embeddings: Tensor) -> float:
-    """Share of entries with a code that is not the one that their embedding, or mean embedding, of now would get."""
+def stale_bits(bag: BagOfNegatives, embeddings: Tensor) -> NDArray[np.int64]:
+    """In how many bits the code of each entry differs from that of its embedding, or mean, of now; of those seen."""
     if bag.unit == "identity":
         embeddings = class_means(embeddings, bag.class_of, len(bag.classes))
-    stored = torch.from_numpy(bag.table.codes(np.arange(bag.num_entries)))
-    return float((bag.hasher.encode(embeddings) != stored)[stored != UNSEEN].float().mean())
+    stored = bag.table.codes(np.arange(bag.num_entries))
+    return np.bitwise_count(bag.hasher.encode(embeddings).numpy() ^ stored)[stored != UNSEEN].astype(np.int64)
 
 
 def embed_all(encoder: nn.Module, dataset: LabelledSet) -> Tensor:

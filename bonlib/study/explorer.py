@@ -115,22 +115,38 @@ def look(story: Story, anchor: int, moment: int = -1, *, nearest: int = 12) -> V
     return View(anchor, seen.step, bits, bag, rank[bag], own, order[:nearest], len(order))
 
 
-def over_time(story: Story, anchor: int) -> "pd.DataFrame":
-    """The bag of one anchor at each moment: ``step``, its ``code``, ``negatives``, and their best and median rank."""
+def over_time(story: Story, *, anchors: int = 200, margin: float = 0.2, seed: int = 0) -> "pd.DataFrame":
+    """What bags are worth at each moment: a negative is drawn from the bag of some anchors, and one at random.
+
+    Args:
+        story: moments of a training.
+        anchors: how many, drawn with ``seed`` from the samples that have a code; those with an empty bag are left out.
+        margin: of the triplet loss.
+        seed: of anchors, positives and negatives.
+
+    Returns:
+        A row a moment, by ``step``: ``negatives``, the mean size of a bag; ``rank``, the median place of a drawn
+        negative among all by distance, from 1, and ``rank by chance``; the share of triplets with a random positive
+        that are ``active``, and the same with random negatives, ``active by chance``.
+    """
     import pandas as pd
 
-    views = [look(story, anchor, moment) for moment in range(len(story.moments))]
-    rows = [
-        {
-            "step": view.step,
-            "code": view.code,
-            "negatives": len(view.bag),
-            "best rank": int(view.bag_ranks[0]) if len(view.bag) else None,
-            "median rank": float(np.median(view.bag_ranks)) if len(view.bag) else None,
-            "of": view.negatives,
-        }
-        for view in views
-    ]
+    labels, rows = story.dataset.labels.numpy(), []
+    columns = ["negatives", "rank", "rank by chance", "active", "active by chance"]
+    for moment, seen in enumerate(story.moments):
+        rng, drawn = np.random.default_rng(seed), []
+        for anchor in rng.permutation(np.flatnonzero(seen.codes != UNSEEN))[:anchors].tolist():
+            view, same = look(story, anchor, moment, nearest=0), labels == labels[anchor]
+            positives = np.flatnonzero(same)[np.flatnonzero(same) != anchor]
+            if not (len(view.bag) and len(positives)):
+                continue
+            place = int(rng.integers(len(view.bag)))
+            others = [rng.choice(positives), view.bag[place], rng.choice(np.flatnonzero(~same))]
+            to = (seen.embeddings[others].float() - seen.embeddings[anchor].float()).norm(dim=1).numpy()
+            active = to[1:] < to[0] + margin
+            drawn.append([len(view.bag), view.bag_ranks[place], view.negatives / 2, *active])
+        table = pd.DataFrame(drawn, columns=columns).astype(float)
+        rows.append({"step": seen.step} | table.mean().to_dict() | {"rank": table["rank"].median()})
     return pd.DataFrame(rows).set_index("step")
 
 
@@ -145,26 +161,27 @@ def crowded_anchor(story: Story, *, seed: int = 0) -> int:
     return int(rng.integers(0, len(labels)))
 
 
-def draw_view(story: Story, view: View, *, columns: int = 12, most: int = 24) -> Figure:
-    """A view as a figure: the anchor framed, its code, positives apart, the bag and the exact nearest negatives.
+def draw_view(story: Story, view: View, *, columns: int = 12) -> Figure:
+    """A view as a figure: the anchor framed, positives, of the bag the nearest and some by chance, the exact nearest.
 
     Args:
         story: where the images are from.
         view: as :func:`look` gives it.
         columns: images in a row.
-        most: images of the bag.
     """
     rows: list[tuple[str, list[tuple[int, str, str]]]] = []
     names = _names(story.dataset)
     first = [(view.anchor, _label(names[view.anchor]), INK)]
     first += [(int(i), _label(names[i]), MINER_COLOURS["random"]) for i in view.positives[: columns - 1]]
-    rows.append(("anchor and, of its\nclass, its bucket", first))
-    shown = [
-        (int(i), _label(names[i], f"{rank}."), MINER_COLOURS["bag"])
-        for i, rank in zip(view.bag[:most], view.bag_ranks, strict=False)
-    ]
-    for start in range(0, max(len(shown), 1), columns):
-        rows.append(("its bag: name and rank\nby exact search" if start == 0 else "", shown[start : start + columns]))
+    rows.append(("the anchor; same class,\nsame bucket", first))
+    of = len(view.bag)
+    by_chance = np.sort(np.random.default_rng(view.anchor).permutation(of)[:columns])
+    for title, places in (
+        (f"its bag of {of}:\nthe nearest", range(min(of, columns))),
+        ("its bag:\nby chance", by_chance),
+    ):
+        shown = [(int(view.bag[i]), _label(names[view.bag[i]], f"{view.bag_ranks[i]}.")) for i in places]
+        rows.append((title, [(i, name, MINER_COLOURS["bag"]) for i, name in shown]))
     in_bag = set(view.bag.tolist())
     exact = [(int(i), _label(names[i]), MINER_COLOURS["bag"] if i in in_bag else MUTED) for i in view.nearest[:columns]]
     rows.append(("exact nearest\n(orange: in the bag)", exact))
@@ -273,15 +290,21 @@ class Explorer:
 def draw_windows(dataset: LabelledSet, bag: BagOfNegatives, anchor: int, windows: Iterable[tuple[int, int]]) -> Figure:
     """The identities that windows of ranks draw from, a row a window: the anchor, then one sample of each by rank.
 
+    Beside each row stand its ranks, counted from 1, and the mean distance of its identities from that of the anchor.
+
     Args:
         dataset: what the bag is over.
         bag: of two stages.
         anchor: dataset index.
-        windows: first rank, and the one after the last.
+        windows: first rank, and the one after the last, as in a slice.
     """
-    pool, windows = bag.candidates(anchor), list(windows)
-    rows = [np.r_[anchor, [bag.samples_of(c)[0] for c in pool[first:last]]].astype(np.int64) for first, last in windows]
-    names = [f"ranks {first} to {last - 1}" for first, last in windows]
+    pool, rows, names = bag.candidates(anchor), [], []
+    own = bag.means_of(bag.class_of[[anchor]].astype(np.int64))
+    for first, last in windows:
+        drawn = pool[first:last]
+        rows.append(np.r_[anchor, [bag.samples_of(c)[0] for c in drawn]].astype(np.int64))
+        apart = f"\ndistance {float((bag.means_of(drawn) - own).norm(dim=1).mean()):.2f}" if len(drawn) else ""
+        names.append(f"ranks {first + 1} to {last}{apart}")
     return image_grid(
         [dataset.pixels(row) for row in rows], names, f"the anchor, then identities of its pool of {len(pool)}"
     )

@@ -5,6 +5,7 @@ from bonlib.study.figures.codes import (
     bits_compared,
     churn_over_training,
     embedding_map,
+    flipped_bits,
     hash_over_training,
     occupancy,
     same_bucket,
@@ -12,7 +13,7 @@ from bonlib.study.figures.codes import (
 from bonlib.study.figures.comparison import arrivals, costs, final_scores, leads, opponents, over, side_by_side
 from bonlib.study.figures.datasets import curves_by_dataset, leads_over_identities, recall_over_gallery
 from bonlib.study.figures.images import image_grid, retrievals, show_image
-from bonlib.study.figures.negatives import active_over_training, distances_to_negatives, zero_loss
+from bonlib.study.figures.negatives import active_over_training, distances_drawn, zero_loss
 from bonlib.study.figures.plane import buckets_in_the_plane, window_in_the_plane
 from bonlib.study.figures.run import seconds_by_part, training_curves
 from bonlib.study.figures.style import save_figure, use_style
@@ -28,9 +29,10 @@ __all__ = [
     "churn_over_training",
     "costs",
     "curves_by_dataset",
-    "distances_to_negatives",
+    "distances_drawn",
     "embedding_map",
     "final_scores",
+    "flipped_bits",
     "hash_over_training",
     "image_grid",
     "leads",

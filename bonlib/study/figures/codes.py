@@ -4,6 +4,7 @@
 # pyright: reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 
 from collections.abc import Mapping
+from math import comb
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -63,6 +64,26 @@ def bit_balance(shares: NDArray[np.float64]) -> Figure:
     return figure
 
 
+def flipped_bits(flips: Mapping[str, NDArray[np.integer[Any]]], bits: int) -> Figure:
+    """Share of samples whose code has so and so many other bits than before, a group of bars a reason.
+
+    Args:
+        flips: by the name of the reason, numbers of bits ``(n,)``.
+        bits: length of the code; the line is that of two random codes.
+    """
+    figure, ax = plt.subplots(figsize=(6.4, 3.2))
+    at, width = np.arange(bits + 1), 0.8 / len(flips)
+    for i, (name, values) in enumerate(flips.items()):
+        colour, place = (*ACCENTS[:2], MINER_COLOURS["bag"])[i % 3], at + (i - (len(flips) - 1) / 2) * width
+        ax.bar(place, np.bincount(values, minlength=bits + 1) / len(values), width, color=colour, label=name)
+    chance = [comb(bits, flipped) / 2**bits for flipped in at]
+    ax.plot(at, chance, color=INK, linestyle="--", marker=".", linewidth=1, label="two random codes")
+    ax.set(xlabel=f"bits of {bits} that are others", ylabel="samples", xticks=at)
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.legend()
+    return figure
+
+
 def same_bucket(curves: Mapping[str, "pd.DataFrame"]) -> Figure:
     """Probability of sharing a bucket against distance, one line a hash; it ends where no pair did."""
     figure, ax = plt.subplots(figsize=(6.4, 3.6))
@@ -74,23 +95,29 @@ def same_bucket(curves: Mapping[str, "pd.DataFrame"]) -> Figure:
     return figure
 
 
-def bits_compared(table: "pd.DataFrame") -> Figure:
-    """What the number of bits does: size of a bag, nearest negatives found, rank of a drawn negative."""
+def bits_compared(table: "pd.DataFrame", default: int) -> Figure:
+    """What the number of bits does: size of a bag, nearest negatives found, rank of a drawn negative.
+
+    Args:
+        table: as :func:`~bonlib.study.analysis.compare_bits` gives it.
+        default: number of bits that is marked.
+    """
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.0))
-    axes[0].plot(table["bits"], table["bag_mean"], color=MINER_COLOURS["bag"], marker="o")
+    axes[0].plot(table["bits"], table["negatives"], color=MINER_COLOURS["bag"], marker="o")
     axes[0].set(title="negatives in a bag", yscale="log")
     axes[1].plot(table["bits"], table["found"], color=MINER_COLOURS["bag"], marker="o", label="BoN")
     axes[1].plot(table["bits"], table["found_by_chance"], color=MUTED, linestyle="--", label="random bag of that size")
     axes[1].set(title="of the 10 nearest negatives found", yscale="log")
     axes[1].legend(fontsize=8)
     axes[2].plot(table["bits"], table["relative_rank"], color=MINER_COLOURS["bag"], marker="o")
-    axes[2].set(title="rank of a drawn negative", ylim=(0, 0.52))
+    axes[2].set(title="negatives nearer than a drawn one", ylim=(0, 0.52))
     axes[2].axhline(0.5, color=MUTED, linestyle="--")
     axes[2].text(table["bits"].min(), 0.49, "random", color=MUTED, va="top", fontsize=8)
     for ax in (axes[1], axes[2]):
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     for ax in axes:
-        ax.set(xlabel="bits", xticks=table["bits"])
+        ax.axvline(default, color=MUTED, linewidth=1, linestyle=":")
+        ax.set(xlabel="bits (dotted: the default)", xticks=table["bits"])
     return figure
 
 
@@ -109,6 +136,7 @@ def occupancy(sizes: NDArray[np.int64], classes: NDArray[np.int64]) -> Figure:
     ax.plot(np.arange(len(sizes)), classes[order], color=INK, linewidth=0.6, label="identities")
     ax.axhline(sizes.mean(), color=MUTED, linestyle="--", label=f"samples if even: {sizes.mean():.0f}")
     ax.set(xlabel="bucket, largest first", ylabel="in the bucket", xlim=(0, len(sizes) - 1), ylim=(0, None))
+    ax.set_yscale("symlog", linthresh=1)
     ax.legend()
     return figure
 

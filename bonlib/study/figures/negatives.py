@@ -4,13 +4,12 @@
 # pyright: reportCallIssue=false, reportIndexIssue=false
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from numpy.typing import NDArray
 
 from bonlib.study.figures.style import ACCENTS, FORM_DASHES, INK, MINER_COLOURS, MUTED
 
@@ -57,12 +56,23 @@ def active_over_training(history: "pd.DataFrame") -> Figure:
     return figure
 
 
-def distances_to_negatives(distances: Mapping[str, NDArray[Any]]) -> Figure:
-    """Densities of the distances from anchors to their negatives, one line a name; the nearer the harder."""
+def distances_drawn(distances: Mapping[str, "pd.DataFrame"], margin: float) -> Figure:
+    """Densities of the distances from anchors to their positives and, a line a miner, to their negatives.
+
+    Args:
+        distances: by the name of the miner, as :func:`~bonlib.study.analysis.drawn_distances` gives them.
+        margin: of the loss: the vertical line stands at the median positive and the margin.
+    """
     figure, ax = plt.subplots(figsize=(6.4, 3.4))
-    colours = (MINER_COLOURS["random"], MINER_COLOURS["bag"], INK)
-    for (name, values), colour, dash in zip(distances.items(), colours, ("-", "-", "--"), strict=False):
-        sns.kdeplot(x=values, color=colour, linestyle=dash, linewidth=2, cut=0, label=name, ax=ax)
-    ax.set(xlabel="distance to the negative", ylabel="density", yticks=[], xlim=(0, None))
-    ax.legend()
+    positives = next(iter(distances.values()))["positive"]
+    reach = positives.median() + margin
+    sns.kdeplot(x=positives, color=MUTED, fill=True, alpha=0.3, linewidth=0, cut=0, label="positives", ax=ax)
+    colours = (MINER_COLOURS["random"], ACCENTS[3], MINER_COLOURS["bag"], MINER_COLOURS["two-stage-bag"], INK)
+    dashes = ("-", ":", "-", "-", "--")
+    for (name, of), colour, dash in zip(distances.items(), colours, dashes, strict=False):
+        sns.kdeplot(x=of["negative"], color=colour, linestyle=dash, linewidth=2, cut=0, label=name, ax=ax)
+    ax.axvline(reach, color=INK, linewidth=1)
+    ax.text(reach, ax.get_ylim()[1], " positive + margin", va="top", fontsize=8)
+    ax.set(xlabel="distance from the anchor", ylabel="density", yticks=[], xlim=(0, None))
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     return figure

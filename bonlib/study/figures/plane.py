@@ -47,7 +47,7 @@ def buckets_in_the_plane(points: NDArray[Any], hashes: Mapping[str, Callable[[Te
 
 
 def window_in_the_plane(means: NDArray[Any], anchor: int, order: NDArray[Any], window: tuple[int, int]) -> Figure:
-    """An anchor's identity and its pool, numbered by rank; those of the window are ringed.
+    """An anchor's identity and its pool, numbered by rank, from 1; those of the window are ringed.
 
     Args:
         means: ``(identities, 2)``.
@@ -69,4 +69,4 @@ def window_in_the_plane(means: NDArray[Any], anchor: int, order: NDArray[Any], w
 
 def _number(ax: Axes, places: NDArray[Any]) -> None:
     for rank, place in enumerate(places):
-        ax.annotate(f"rank {rank}", place, xytext=(7, 5), textcoords="offset points", fontsize=9)
+        ax.annotate(f"rank {rank + 1}", place, xytext=(7, 5), textcoords="offset points", fontsize=9)
