@@ -1,6 +1,7 @@
 """Bag of Negatives: a hash, a table and sketches, from which sets, triplets and pairs are drawn."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.core.checks import all_or_nothing, as_array, check_indices, own_state, real_number, whole_number
-from bonlib.core.growth import grown, is_of_first
+from bonlib.core.checks import all_or_nothing, as_array, check_indices, locked, own_state, real_number, whole_number
+from bonlib.core.growth import grown, is_of_first, joined
 from bonlib.core.hashed import WINDOW, HashedMiner, Unit
 from bonlib.core.hashes import make_hasher
 from bonlib.core.hashing import Hash
@@ -22,6 +23,7 @@ from bonlib.core.table import BucketTable, default_bits
 
 _OPTIONS = ("bags", "unit", "pool", "window", "target", "margin", "momentum", "random_share", "probe")  # of a bag alone
 _BAGS, _MOMENTUM = 4, 0.5  # where nothing else is asked for
+_AHEAD = 64  # batches that workers may have drawn before the first is forwarded
 _LEARNED, _AT_ONCE = 200, 128  # batches that the hash learns from where the table is filled at once, and their size
 
 
@@ -136,6 +138,8 @@ class BagOfNegatives(HashedMiner):
             hasher = make_hasher(
                 hasher, self.dim, default_bits(self.num_entries) if bits is None else bits, seed=self.seed
             )
+        elif not isinstance(hasher, Hash):
+            raise ValueError(f"hasher is {hasher!r}; give a name, such as 'hyperplanes', or an object of a Hash.")
         elif hasher.dim != self.dim or bits not in (None, hasher.bits):
             raise ValueError(
                 f"hasher has dim={hasher.dim} and bits={hasher.bits}, the bag was given dim={self.dim} and "
@@ -167,6 +171,7 @@ class BagOfNegatives(HashedMiner):
         chosen: dict[str, Any] = {"bags": 1, "hasher": "autoencoder"} | options | {"unit": "sample", "pool": 0}
         return cls(labels, dim, **chosen)
 
+    @locked
     def update(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:
         """Learn from a batch and correct the codes of its samples. Never touches the encoder.
 
@@ -190,10 +195,12 @@ class BagOfNegatives(HashedMiner):
             self._churn = churn if np.isnan(self._churn) else 0.98 * self._churn + 0.02 * churn
         self._hardness = hardness
 
+    @locked
     def correct(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:
         """Give samples the codes of their embeddings without learning from them; arguments as of :meth:`update`."""
         self._correct(*self.checked(indices, embeddings))
 
+    @locked
     def fill(self, embed: Callable[[Ids], Tensor], *, per_class: int | None = None, at_once: int = 4096) -> None:
         """Give every entry its code at once: for an encoder that is trained already.
 
@@ -229,7 +236,7 @@ class BagOfNegatives(HashedMiner):
         """Look at samples; see :meth:`fill`, which puts everything back where this raises."""
         looked, first = self._classes.order.astype(np.int64), self._classes.first
         if per_class is not None:
-            looked, first = some_of_each(grouped(self.class_of, len(self.classes)), per_class)
+            looked, first = some_of_each(grouped(self._classes.of, len(self.classes)), per_class)
         rng = np.random.default_rng([self.seed, 1])
         some = rng.permutation(self.num_samples if per_class is None else looked)[: _LEARNED * _AT_ONCE]
         known = torch.cat(
@@ -267,6 +274,7 @@ class BagOfNegatives(HashedMiner):
         self._corrected[entries] = self._updates
         return before, codes
 
+    @locked
     def state_dict(self) -> dict[str, Any]:
         """Everything that influences the next batch: streams, generator, table, hash and counters."""
         return super().state_dict() | {
@@ -282,6 +290,7 @@ class BagOfNegatives(HashedMiner):
             "hardness": self._hardness,
         }
 
+    @locked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state, of these samples or of the first of them; the others are then unseen, and a pass begins.
 
@@ -291,6 +300,7 @@ class BagOfNegatives(HashedMiner):
         with all_or_nothing(self):
             super().load_state_dict(grown(state, self) if is_of_first(state, self) else state)
 
+    @locked
     def extend(self, labels: ArrayLike | Tensor, *, steps: int | None = None) -> None:
         """Append samples to the data set, of old and of new identities; what is known of the others stays.
 
@@ -306,21 +316,21 @@ class BagOfNegatives(HashedMiner):
         """
         if type(self) is not BagOfNegatives:
             raise ValueError(f"bag is a {type(self).__name__}; make a larger one, and load this one's state into it.")
-        known, added = self.classes[self.class_of], as_array(labels)
-        if added.ndim != 1 or added.dtype.kind not in "iu":
-            raise ValueError(f"labels has shape {added.shape} and dtype {added.dtype}; give a 1-D array of integers.")
         if steps is None and self.steps != self.one_pass:
             steps = self.steps
-        names = ("form", "batch_size", "per_class", "seed", *_OPTIONS)
+        names = ("form", "batch_size", "per_class", "seed", "hasher", *_OPTIONS)
         options: dict[str, Any] = {name: getattr(self, name) for name in names}
-        larger = BagOfNegatives(
-            np.concatenate([known.astype(np.int64), added.astype(np.int64)]), self.dim, **options, steps=steps,
-            hasher=self.hasher,
-        )  # fmt: skip
-        if len(added):
-            larger.load_state_dict(self.state_dict())
-            larger._pass = self._pass + 1  # iterators that are still there are of another life
-            vars(self).update(vars(larger))
+        larger = BagOfNegatives(joined(self, labels), self.dim, **options, steps=steps)
+        larger.load_state_dict(self.state_dict())
+        larger._pass = self._pass + 1  # iterators that are still there are of another life
+        larger._lock = self._lock  # others may be waiting at it
+        vars(self).update(vars(larger))
+        if (usual := default_bits(self.num_entries)) - self.bits > 1:
+            warnings.warn(
+                f"The bag has {self.num_entries:,} entries now and codes of {self.bits} bits, made for fewer, so that "
+                f"its buckets are large; make it with bits={usual}, for the size that you expect.",
+                stacklevel=3,
+            )
 
     def _load(self, state: Mapping[str, Any]) -> None:
         super()._load(state)
@@ -350,6 +360,9 @@ class BagOfNegatives(HashedMiner):
 
     def _draw_batch(self) -> Ids:
         self._batches += 1
+        if self._batches == self.one_pass + _AHEAD and not self._updates and not self.table.filled:
+            text = "A whole pass was drawn and the bag was told nothing, so that all was random; call"
+            warnings.warn(f"{text} bag.update(indices, embeddings) after each forward pass.", stacklevel=4)
         return super()._draw_batch()
 
     def draw_seeds(self, num_classes: int) -> Ids:

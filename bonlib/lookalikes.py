@@ -76,8 +76,8 @@ def lookalikes(bag: BagOfNegatives, embeddings: Tensor, *, top: int = 100, k: in
     """Pairs of identities that may be one: duplicates, one thing under two names.
 
     ``ratio`` is the distance of two identities' means in units of what two such groups of samples of *one* identity
-    would show, by the scatter of both about their means: about 1 for an identity that was split in two, far above for
-    different ones.
+    would show, by the scatter of both about their means, and that of all with the weight of one sample: about 1 for an
+    identity that was split in two, far above for different ones.
 
     Args:
         bag: a filled bag of two stages over the samples' labels.
@@ -107,8 +107,9 @@ def lookalikes(bag: BagOfNegatives, embeddings: Tensor, *, top: int = 100, k: in
     _, at = np.unique(pairs[:, 0] * len(means) + pairs[:, 1], return_index=True)
     a, b = pairs[at].T
     apart = distances[first, place][at]
-    degrees = count[a] + count[b] - 2
-    spread = np.where(degrees > 0, (scatter[a] + scatter[b]) / np.maximum(degrees, 1), _usual(scatter, count))
+    # With one sample more of the usual scatter: where a pair has two samples only, or copies of one, it is all we know.
+    usual = float(scatter.sum() / max((count - 1).sum(), 1))
+    spread = (scatter[a] + scatter[b] + usual) / (count[a] + count[b] - 1)
     ratio = apart / np.sqrt(spread * (1 / count[a] + 1 / count[b])).clip(np.finfo(np.float32).tiny)
     best = np.argsort(ratio, kind="stable")[: whole_number("top", top, 1)]
     a, b = a[best], b[best]
@@ -181,11 +182,6 @@ def _groups(bag: BagOfNegatives, rows: Tensor) -> tuple[Tensor, NDArray[np.float
     means = class_means(rows, of, len(count))
     squares = (rows - means[of]).square().sum(dim=1).double()
     return means, torch.zeros(len(count), dtype=torch.float64).index_add_(0, of, squares).numpy(), count.numpy()
-
-
-def _usual(scatter: NDArray[np.float64], count: Ids) -> float:
-    """Variance about its identity's mean of a sample of any identity, for pairs that have too few samples to tell."""
-    return float(scatter.sum() / max((count - 1).sum(), 1))
 
 
 def _nearest_sample(bag: BagOfNegatives, rows: Tensor, c: int, to: Tensor) -> int:

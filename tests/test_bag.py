@@ -228,12 +228,7 @@ def test_index_tuples():
     labels = np.repeat(np.arange(5), 4)
     assert make(labels).index_tuple is None
     assert [t.tolist() for t in make(labels, "triplet", batch_size=6).index_tuple] == [[0, 1], [2, 3], [4, 5]]
-    assert [t.tolist() for t in make(labels, "pair", batch_size=8).index_tuple] == [
-        [0, 1],
-        [2, 3],
-        [4, 5],
-        [6, 7],
-    ]
+    assert [t.tolist() for t in make(labels, "pair", batch_size=8).index_tuple] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 def test_a_broken_off_pass_starts_anew_and_set_epoch_repeats():

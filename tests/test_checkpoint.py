@@ -164,10 +164,7 @@ def test_seconds_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"lr": 0.1},
-            r"saved with another lr: it is '0.001' there and '0.1' here; resume with what it was saved",
-        ),
+        ({"lr": 0.1}, r"saved with another lr: it is '0.001' there and '0.1' here; resume with what it was saved"),
         ({"schedule": "cosine"}, "another schedule: it is 'constant' there and 'cosine' here"),
         ({"precision": "bfloat16"}, "another precision"),
         ({"loss": "cross-batch-memory", "loss_lr": 0.1}, "another loss"),
@@ -350,3 +347,47 @@ def test_a_folder_is_known_by_its_content_not_by_its_path(folders, monkeypatch):
     with pytest.raises(ValueError, match=r"run.pt was saved with other data: the fingerprint is"):
         next(iter(Experiment(config, file)))
     assert load_runs("scratch").empty
+
+
+@pytest.mark.parametrize(("name", "option"), [("cosface", "scale"), ("proxy-anchor", "alpha")])
+def test_another_setting_inside_a_loss_is_another_loss(tmp_path, name, option):
+    data = toy(0)
+    make = {value: make_loss(name, dim=8, num_classes=40, **{option: value}) for value in (16, 32)}
+    for value, expected in ((16, None), (32, "another loss")):
+        run = fit(
+            Encoder(),
+            data,
+            make_miner("random", data.labels, 8, batch_size=24),
+            make[value],
+            steps=2,
+            checkpoint=tmp_path / "c.pt",
+        )
+        if expected is None:
+            list(run)
+        else:
+            with pytest.raises(ValueError, match=expected):
+                list(run)
+
+
+def test_looking_at_a_plain_dataset_does_not_change_the_training():
+    """A loader takes a seed from the global generator, in which dropout goes on."""
+
+    class Plain(torch.utils.data.Dataset):
+        def __init__(self, data):
+            self.data, self.labels = data, data.labels
+
+        def __len__(self):
+            return len(self.data)
+
+        def __getitem__(self, index):
+            return self.data.images[index].float() / 255, self.labels[index]
+
+    weights = []
+    for evaluate_every in (0, 2):
+        torch.manual_seed(3)
+        data, encoder = Plain(toy(0)), Encoder()
+        miner = make_miner("random", data.labels, 8, batch_size=24)
+        options = {"validation": Plain(toy(1)), "evaluate_every": evaluate_every}
+        list(fit(encoder, data, miner, make_loss("batch-hard"), steps=6, **options))
+        weights.append(encoder.state_dict())
+    assert all(torch.equal(values, weights[1][name]) for name, values in weights[0].items())

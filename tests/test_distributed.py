@@ -16,17 +16,14 @@ import torch.multiprocessing as mp
 from bonlib import BagOfNegatives
 from bonlib.core.distributed import LostRank, RankMiner, share_of
 from bonlib.datasets.images import ImageSet
+from bonlib.miners import make_miner
 from bonlib.study import experiment
 from bonlib.study.config import make_config
 from bonlib.training.encoders import make_encoder
 from bonlib.training.loop import fit
 from bonlib.training.losses import make_loss
 
-SMALL = {
-    "batch_size": 32,
-    "test": False,
-    "dataset_options": {"draws": 1, "characters": list(range(65, 400))},
-}
+SMALL = {"batch_size": 32, "test": False, "dataset_options": {"draws": 1, "characters": list(range(65, 400))}}
 LABELS = np.random.default_rng(0).integers(0, 60, 900)
 
 
@@ -210,10 +207,10 @@ def test_training_keeps_weights_tables_and_measures_equal(tmp_path):
     assert_two_are_one(tmp_path, 4)
 
 
-def stopped_worker(rank, size, folder, stop):
+def stopped_worker(rank, size, folder, stop, loss):
     join(rank, size, folder)
     experiment.CHECKPOINT_EVERY = 2
-    config = make_config(SMALL | {"steps": 4})
+    config = make_config(SMALL | {"steps": 4, "loss": loss})
     # Only rank 0 has a checkpoint where it looks, as on machines with a disk each.
     checkpoint = folder / str(rank) / "run.pt"
     if stop:
@@ -224,17 +221,19 @@ def stopped_worker(rank, size, folder, stop):
         assert checkpoint.exists() == (rank == 0)
     resumed = experiment.Experiment(config, checkpoint)
     steps = len(list(resumed))
-    (folder / f"{rank}.json").write_text(json.dumps([steps, digest(resumed.encoder.state_dict())]))
+    told = [digest(part.state_dict()) for part in (resumed.encoder, resumed.loss)]
+    (folder / f"{rank}.json").write_text(json.dumps([steps, told]))
     dist.destroy_process_group()
 
 
-def test_processes_go_on_from_the_checkpoint_of_the_first(folders):
+@pytest.mark.parametrize("loss", ["batch-hard", "cross-batch-memory"])  # of the latter each has its own queue
+def test_processes_go_on_from_the_checkpoint_of_the_first(folders, loss):
     results = []
     for stop in (False, True):
         folder = folders / str(stop)
         for rank in range(2):
             (folder / str(rank)).mkdir(parents=True)
-        spawn(stopped_worker, 2, folder, stop)
+        spawn(stopped_worker, 2, folder, stop, loss)
         results.append([json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)])
     straight, resumed = results
     assert [steps for steps, _ in resumed] == [2, 2]
@@ -251,3 +250,21 @@ def test_torchrun_trains_and_writes_one_record(folders):
     content = json.loads(record.read_text())
     assert content["provenance"]["processes"] == 2
     assert content["history"][-1]["images"] == 64
+
+
+def looking_worker(rank, size, folder):
+    join(rank, size, folder)
+    rows = embeddings_of(np.arange(900), 0).bfloat16()
+    miner = make_miner("exact", LABELS, 8, batch_size=48, seed=1)
+    RankMiner(miner).refresh(lambda ids: rows[ids])
+    (folder / f"{rank}.json").write_text(json.dumps(digest(miner.state_dict())))
+    dist.destroy_process_group()
+
+
+def test_a_look_in_half_precision_is_the_same_for_all(tmp_path):
+    spawn(looking_worker, 2, tmp_path)
+    alone = make_miner("exact", LABELS, 8, batch_size=48, seed=1)
+    alone.refresh(lambda ids: embeddings_of(np.arange(900), 0).bfloat16()[ids])
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [
+        digest(alone.state_dict())
+    ] * 2

@@ -201,10 +201,7 @@ def test_without_cameras_all_of_the_gallery_counts():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"query_labels": torch.zeros(1, dtype=torch.int64)},
-            "queries has length 2 and query_labels shape",
-        ),
+        ({"query_labels": torch.zeros(1, dtype=torch.int64)}, "queries has length 2 and query_labels shape"),
         ({"query_cameras": torch.zeros(2, dtype=torch.int64)}, "Only one of query_cameras"),
         ({"gallery_labels": torch.tensor([5, -1, 6])}, "No query has a match"),
     ],

@@ -371,3 +371,22 @@ def test_what_holds_no_embeddings_is_refused_with_a_sentence(output):
     bag = BagOfNegatives(np.repeat(np.arange(10), 10), 16, bits=4, batch_size=40)
     with pytest.raises(ValueError, match=r"without a floating point tensor .*; give the tensor"):
         bag.update([0, 1, 2, 3], output)
+
+
+@pytest.mark.parametrize("name", list_hashers())
+@pytest.mark.parametrize("growth", [1.01, 0.99])
+def test_codes_stay_even_while_embeddings_grow_or_shrink(name, growth):
+    """The scale follows a factor of two: the mean, whose unit it is, must not be left behind."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.nn.functional.normalize(torch.randn(16, generator=generator), dim=0)
+    rows = common + 0.4 * torch.nn.functional.normalize(torch.randn(2000, 16, generator=generator))
+    rows /= rows.norm(dim=1).median()
+    hasher, start, lowest, before = make_hasher(name, 16, 5), 1.9 if growth > 1 else 0.55, 99.0, 0.0
+    for step in range(400):
+        size = start * growth ** min(max(step - 200, 0), 60)
+        hasher.partial_fit(size * rows[torch.randint(0, 2000, (64,), generator=generator)])
+        if step >= 150:
+            before = hasher.scale if step == 150 else before
+            lowest = min(lowest, entropy(hasher, size * rows))
+    assert hasher.scale != before
+    assert lowest > 2.4  # of 5; before the mean followed, 0.01 to 2.06 where they grow

@@ -150,3 +150,11 @@ def test_near_duplicates_are_told_apart_far_from_the_origin():
 def test_a_small_pool_is_searched_whole_by_default():
     labels, embeddings = groups(20, 4)
     assert nearest_identities(filled(labels, embeddings, pool=4), embeddings)[0].shape == (80, 4)
+
+
+def test_copies_of_one_photo_under_two_names_come_first():
+    """Two samples without any scatter say nothing of how far apart two of one identity are: the usual scatter does."""
+    labels, embeddings = groups(60, 2)
+    embeddings[1], embeddings[3] = embeddings[0], embeddings[2] = embeddings[0], embeddings[0] + 0.01
+    table = lookalikes(filled(labels, embeddings, bits=1, pool=64), embeddings, top=3)
+    assert table.loc[0, ["first", "second"]].tolist() == [0, 1]

@@ -377,3 +377,26 @@ def test_hierarchical_trees_do_not_depend_on_the_origin():
         miner.refresh(lambda ids, shift=shift: points()[torch.from_numpy(ids)].double() + shift)
         trees.append(miner._neighbours.tolist())
     assert trees[0] == trees[1]
+
+
+@pytest.mark.parametrize("offset", [0.1, 1e-2, 1e-3, 1e-4])
+def test_the_oracle_is_exact_for_near_duplicates(offset):
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.nn.functional.normalize(torch.randn(30, 32, generator=generator))
+    apart = torch.nn.functional.normalize(torch.randn(30, 6, 32, generator=generator), dim=2)
+    rows = (centres[:, None] + offset * apart).reshape(-1, 32)  # six identities around each of thirty directions
+    embeddings = rows.repeat_interleave(2, dim=0)
+    miner = make_miner("exact", np.arange(360) // 2, 32, form="triplet", batch_size=90, ranks=(1, 1))
+    miner.refresh(lambda ids: embeddings[ids])
+    distances = torch.cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    nearest = distances.fill_diagonal_(torch.inf).argmin(dim=1).numpy()
+    anchors = np.arange(0, 360, 2)
+    assert (miner.draw_negatives(anchors) // 2 == nearest[anchors // 2]).mean() > 0.99
+
+
+def test_a_refreshed_bag_misses_no_batch_that_it_was_told():
+    miner = make("refreshed-bag", bits=3)
+    miner.refresh(lambda ids: points()[ids])
+    for indices in miner:
+        miner.update(indices, points()[indices])
+    assert miner.stats()["batches_missed"] == 0

@@ -89,9 +89,7 @@ def test_each_opponent_has_a_panel_over_the_references(history):
 
 def test_leads_and_costs_are_drawn_as_the_tables_say(history):
     runs = history.query("step == 30").assign(
-        steps=30,
-        peak_memory_gib=1.0,
-        **{f"seconds.{part}": 0.3 for part in ("draw", "data", "compute", "hash")},
+        steps=30, peak_memory_gib=1.0, **{f"seconds.{part}": 0.3 for part in ("draw", "data", "compute", "hash")}
     )
     table = against(runs, "recall@1", "BoN triplets")
     ax, other = figures.leads({"one": table, "another": table.iloc[:1]}, "BoN triplets").axes

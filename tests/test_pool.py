@@ -391,3 +391,19 @@ def test_the_largest_numbers_are_taken():
     bag = BagOfNegatives(labels, DIM, **WIDE)
     bag.update(np.arange(24), torch.full((24, DIM), 3e38) * embeddings()[:24].sign())
     assert bag.stats()["filled"] > 0
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.9, 0.99])
+def test_a_slow_mean_arrives(momentum):
+    """In eight bits a step of less than half a level would be none: the mean of an encoder that moved must follow."""
+    labels = np.arange(40) // 4
+    old, new = (
+        torch.nn.functional.normalize(torch.randn(40, DIM, generator=torch.Generator().manual_seed(s))) for s in (0, 1)
+    )
+    bag = BagOfNegatives(labels, DIM, batch_size=8, momentum=momentum)
+    bag.update(np.arange(40), old)
+    for _ in range(1000):
+        bag.update(np.arange(40), new)
+    means = torch.stack([new[labels == c].mean(dim=0) for c in range(10)])
+    level = 4 / 127 / DIM**0.5
+    assert (bag.means - means).abs().max() <= 1.51 * level

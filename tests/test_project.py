@@ -80,16 +80,7 @@ def test_files_stay_small(path):
 def test_the_package_alone_imports_nothing_of_the_study():
     code = "import bonlib, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    study = {
-        "matplotlib",
-        "pandas",
-        "seaborn",
-        "faiss",
-        "pytorch_metric_learning",
-        "papermill",
-        "torchvision",
-        "PIL",
-    }
+    study = {"matplotlib", "pandas", "seaborn", "faiss", "pytorch_metric_learning", "papermill", "torchvision", "PIL"}
     assert not study & set(done.stdout.split())
 
 

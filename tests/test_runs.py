@@ -25,6 +25,7 @@ from bonlib.study.statistics import (
     paired_difference,
     summary,
     time_to_accuracy,
+    verdicts,
 )
 
 FEW = {"fonts": [str(path) for path in default_fonts()[:8]], "characters": list(range(0x41, 0x250))}
@@ -319,7 +320,7 @@ def test_verdicts_are_holms_over_the_table():
     assert (table["p"] >= 0.05).sum() > (np.array(raw) >= 0.05).sum()  # some would have been found by luck
 
 
-@pytest.mark.parametrize(("second", "verdict"), [([0.5, 0.6, 0.7], "level"), ([0.25, 0.35, 0.45], "ahead")])
+@pytest.mark.parametrize(("second", "verdict"), [([0.5, 0.6, 0.7], "level"), ([0.25, 0.35, 0.45], "level")])
 def test_differences_without_any_spread_have_a_verdict(second, verdict):
     runs = [frame("bag", [0.5, 0.6, 0.7]).assign(method="BoN"), frame("random", second).assign(method="random")]
     assert against(pd.concat(runs), "score", "BoN")["verdict"].tolist() == [verdict]
@@ -421,3 +422,22 @@ def test_a_lead_over_training_is_paired_by_seed_and_step():
         ahead_of(pd.DataFrame(rows), "c")
     with pytest.raises(ValueError, match="no run for each"):
         ahead_of(pd.DataFrame(rows[:-1]), "b")
+
+
+def test_the_same_lead_at_two_seeds_is_not_certain():
+    """Recall is a count: equal differences come by chance, and leave the t-test without a spread."""
+    runs = {
+        name: pd.DataFrame({"seed": [0, 1], "r": values}) for name, values in (("a", [0.5, 0.6]), ("b", [0.4, 0.5]))
+    }
+    found = paired_difference(runs["a"], runs["b"], "r")
+    assert found.p == 0.5  # two coins fall alike
+    assert verdicts([found]) == [("level", 0.5)]
+
+
+def test_a_baseline_reaches_its_own_best():
+    best = next(value for value in np.arange(1, 1000) / 1000 if pd.Series([value] * 3).mean() > value)
+    records = pd.DataFrame(
+        {"key": list("abc"), "method": "random", "step": 1, "training_seconds": 1.0, "recall@1": best}
+    )
+    table = time_to_accuracy(pd.DataFrame({"key": list("abc")}), records, baseline="random")
+    assert table["reached"].tolist() == [3]

@@ -1,7 +1,15 @@
 """Loops that misbehave and data that is not nice: the table stays right, draws end, staleness is told."""
 
+import copy
 import os
+import pickle
+import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
+from queue import Queue
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -10,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bonlib import BagOfNegatives
+from bonlib.core import permutation
 from bonlib.core.paths import write_atomically
 from bonlib.core.table import BucketTable
 
@@ -118,3 +127,78 @@ def test_ten_million_operations_against_a_model():
             loaded = BucketTable(50_000, 9)
             loaded.load_state_dict(table.state_dict())
             table = loaded
+
+
+def test_machine_code_of_an_edited_file_is_not_kept_by_those_that_have_it_compiled_in(tmp_path):
+    """Streams (kernels.py) have the permutation (permutation.py) compiled into them, and are kept on the disk."""
+    core = Path(permutation.__file__).parent
+    shutil.copytree(core.parent, tmp_path / "bonlib", ignore=shutil.ignore_patterns("__pycache__"))
+    told = (
+        "import numpy as np; from bonlib.core.permutation import permuted; from bonlib.core.kernels import *; "
+        "streams = new_streams(); drawn = next_anchors(6, 1000, streams, np.random.default_rng(0)).tolist(); "
+        "print(drawn == [int(permuted(i, 1000, streams[0, 1])) for i in range(6)], drawn)"
+    )
+    environment = os.environ | {
+        "PYTHONPATH": str(tmp_path),
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    results = []
+    for rounds in (4, 6):
+        edited = tmp_path / "bonlib" / "core" / "permutation.py"
+        edited.write_text(edited.read_text().replace("_ROUNDS = 4", f"_ROUNDS = {rounds}"))
+        ran = subprocess.run(
+            [sys.executable, "-c", told], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        results.append(ran.stdout)
+    assert [result.split()[0] for result in results] == ["True", "True"]
+    assert results[0] != results[1]
+
+
+@pytest.mark.parametrize("make", [BagOfNegatives, BagOfNegatives.as_published])
+def test_one_thread_draws_another_updates_a_third_takes_states(make):
+    labels = np.arange(3000) // 4
+    bag, embeddings, batches, states = make(labels, DIM, batch_size=24, steps=400), embeddings_of(3000), Queue(4), []
+
+    def draw():
+        for indices in bag:
+            batches.put(indices)
+        batches.put(None)
+
+    def take():
+        for _ in range(40):
+            states.append(bag.state_dict())
+
+    threads = [Thread(target=draw), Thread(target=take)]
+    for thread in threads:
+        thread.start()
+    seen = 0
+    while (indices := batches.get()) is not None:
+        bag.update(indices, embeddings[indices])
+        seen += 1
+    for thread in threads:
+        thread.join()
+    assert seen == 400
+    for state in states:  # each is of one moment
+        make(labels, DIM, batch_size=24, steps=400).load_state_dict(state)
+    codes = bag.table.codes(np.arange(bag.num_entries))
+    assert bag.table.sizes().tolist() == np.bincount(codes[codes >= 0], minlength=2**bag.bits).tolist()
+
+
+def test_a_copy_of_a_bag_has_a_lock_of_its_own_and_draws_alike():
+    bag = BagOfNegatives(np.arange(48) // 4, DIM, batch_size=24)
+    bag.update(np.arange(48), embeddings_of(48))
+    for other in (copy.deepcopy(bag), pickle.loads(pickle.dumps(bag))):
+        assert other._lock is not bag._lock
+        other.update(np.arange(48), embeddings_of(48, 1))
+    again = copy.deepcopy(bag)
+    assert list(again) == list(bag)
+
+
+def test_a_bag_that_is_told_nothing_says_so_after_a_pass():
+    bag = BagOfNegatives(np.arange(48) // 4, DIM, batch_size=24, steps=200)
+    with pytest.warns(UserWarning, match="told nothing"):
+        list(bag)
+    told = BagOfNegatives(np.arange(48) // 4, DIM, batch_size=24, steps=200)
+    for indices in told:  # warnings are errors here
+        told.update(indices, embeddings_of(24))

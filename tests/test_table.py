@@ -10,8 +10,7 @@ from bonlib.core.table import BucketTable
 
 SAMPLES, BITS = 40, 3
 moves = st.lists(
-    st.lists(st.tuples(st.integers(0, SAMPLES - 1), st.integers(0, 2**BITS - 1)), min_size=1, max_size=30),
-    max_size=15,
+    st.lists(st.tuples(st.integers(0, SAMPLES - 1), st.integers(0, 2**BITS - 1)), min_size=1, max_size=30), max_size=15
 )
 
 

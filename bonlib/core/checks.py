@@ -2,9 +2,10 @@
 
 import math
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,8 @@ def embeddings_of(output: Any) -> Tensor:
 
 
 def _as_tensor(values: Any) -> Tensor:
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f":  # torch takes no other byte order, no step back
+        values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -244,6 +247,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0):
         return value.item()
     return value
+
+
+def locked(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that waits for the others of its object: a loader draws, or a checkpoint is taken, in another thread."""
+
+    @wraps(method)
+    def waits(self: Any, *args: Any, **options: Any) -> Any:
+        with self._lock:
+            return method(self, *args, **options)
+
+    return waits
 
 
 @contextmanager

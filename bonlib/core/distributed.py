@@ -77,7 +77,12 @@ class RankMiner:
         """Rank 0 looks at the data set, and all get what it saw."""
 
         def seen(indices: Ids) -> Tensor:
-            found = embed(indices) if rank() == 0 else torch.empty(len(indices), self.miner.dim, dtype=torch.float32)
+            found = torch.empty(len(indices), self.miner.dim, dtype=torch.float32)
+
+            def look() -> None:  # and check: the others receive into float32 of this shape, whatever comes
+                found.copy_(self.miner.checked(indices, embed(indices))[1])
+
+            from_rank_zero(look)
             return _guarded(lambda: _broadcast(found))
 
         self.miner.refresh(seen)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from bonlib.core.checks import as_array
 from bonlib.core.kernels import grouped, new_streams, plain_order
@@ -16,6 +17,22 @@ if TYPE_CHECKING:
     from bonlib.core.hashed import HashedMiner
 
 _OF_THE_SET = ("num_samples", "num_classes", "labels", "steps")  # parts of a bag's config that grow with it
+
+
+def joined(bag: "HashedMiner", labels: ArrayLike | Tensor) -> NDArray[np.int64]:
+    """The labels of a bag's samples, followed by those of more.
+
+    Raises:
+        ValueError: if these are no integers, or too large.
+    """
+    added = as_array(labels)
+    if added.ndim != 1 or added.dtype.kind not in "iu":
+        raise ValueError(f"labels has shape {added.shape} and dtype {added.dtype}; give a 1-D array of integers.")
+    known = bag.classes[bag.class_of]
+    for part in (known, added):
+        if part.size and int(part.max()) >= 2**63:
+            raise ValueError(f"labels goes up to {part.max()}; allowed are integers below 2**63.")
+    return np.concatenate([known.astype(np.int64), added.astype(np.int64)])
 
 
 def is_of_first(state: Any, bag: "HashedMiner") -> bool:
@@ -47,7 +64,7 @@ def grown(state: Mapping[str, Any], bag: "HashedMiner") -> dict[str, Any]:
         return torch.from_numpy(blank)
 
     # Samples stand class after class; those of the state come first in each, in the order that it has them.
-    order = grouped(bag.class_of, len(bag.classes)).order
+    order = grouped(bag._classes.of, len(bag.classes)).order
     blank = RunningMeans(len(bag.classes), bag.dim if bag.pool else 0, 0.0).state_dict()
     table, means = dict(state["table"]), dict(state["means"])
     table |= {

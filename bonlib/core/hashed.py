@@ -59,7 +59,7 @@ class HashedMiner(Miner):
         self.pool = whole_number("pool", pool, 0, 4096, "0 draws from buckets as they are.")
         if self.unit == "identity" and not self.pool:
             raise ValueError("unit is 'identity' and pool 0; buckets of identities need a pool of at least 1.")
-        if not isinstance(window, tuple | list) or len(window) != 2:
+        if not isinstance(window, tuple | list | np.ndarray) or len(window) != 2:
             raise ValueError(f"window is {window!r}; give two ranks, such as (0, 8).")
         first = whole_number("window[0]", window[0], 0, self.pool - 1 if self.pool else None, "It is below pool.")
         self.window = first, whole_number("window[1]", window[1], first + 1, 4096)
@@ -108,7 +108,7 @@ class HashedMiner(Miner):
         self._means.make_room(len(rows))
         codes, near = self.read(rows)
         rng, sketches = np.random.default_rng(self.seed), self._means.sketches
-        return pools_around(own, codes, near, self._dial, self.table.buckets, self.class_of, sketches, rng)
+        return pools_around(own, codes, near, self._dial, self.table.buckets, self._classes.of, sketches, rng)
 
     def codes(self, ids: ArrayLike | Tensor) -> Ids:
         """Codes of samples, or of their identities where these are hashed: ``(n,)``, -1 where there is none yet."""

@@ -182,6 +182,12 @@ class OnlinePCA(Hash):
         for name in self._learned:
             self.tensors[name] = torch.zeros(shapes.get(name, (self.dim,)), dtype=torch.float64)
 
+    def change_scale(self) -> None:
+        """Begin anew with the next rows."""
+        super().change_scale()
+        self.tensors["seen"].zero_()
+        self.tensors["pending"] = self.tensors["pending"][:0]
+
     def learn(self, rows: Tensor) -> None:
         """Fit on, as soon as there are as many rows as bits."""
         from sklearn.decomposition import IncrementalPCA
@@ -214,6 +220,11 @@ class _Refitted(Hash):
         super().__init__(dim, bits, seed=seed)
         _check_principal(self)
         self.tensors["window"] = torch.empty(0, self.dim, dtype=torch.float32)
+
+    def change_scale(self) -> None:
+        """Forget rows that were divided by another scale."""
+        super().change_scale()
+        self.tensors["window"] = self.tensors["window"][:0]
 
     def learn(self, rows: Tensor) -> None:
         """Remember the rows; fit when it is time."""
@@ -260,6 +271,11 @@ class SpectralHash(_Refitted):
     def __init__(self, dim: int, bits: int, *, seed: int = 0) -> None:
         super().__init__(dim, bits, seed=seed)
         self.tensors |= {name: torch.zeros(self.bits, dtype=torch.float32) for name in ("low", "frequency")}
+
+    def change_scale(self) -> None:
+        """Hash by the directions alone until the box is measured again."""
+        super().change_scale()
+        self.tensors["frequency"].zero_()
 
     def fit(self, window: Tensor) -> None:
         """Find directions and frequencies for the latest rows ``(rows, dim)``."""

@@ -43,7 +43,8 @@ class Hash(ABC):
     for unit embeddings): the lower median over the last five batches of each batch's median length. The scale follows
     where that median has left it by more than a factor of two. Nothing is learned from rows more than four times as
     long as the scale, whose own codes are those of their directions, nor from rows a thousand times shorter. So what
-    one batch of any finite size does to the codes of others is over within 50 updates.
+    one batch of any finite size does to the codes of others is over within 50 updates. Where the scale changes, the
+    running mean begins anew: in the new unit the old one would be of another length.
 
     Args:
         dim: width of the embeddings.
@@ -65,7 +66,7 @@ class Hash(ABC):
         directions = torch.randn(self.dim, self.bits, generator=self.generator, dtype=torch.float32)
         # The mean is that of the embeddings, so of the hidden units under any weights.
         self.tensors = {"encoder": directions / self.dim**0.5, "mean": torch.zeros(self.dim, dtype=torch.float32)}
-        self.steps = 0
+        self.steps = self._since = 0  # batches in all, and under the scale as it is
         self._lengths: list[float] = []  # usual length of the last batches
         self._scale = 1.0
 
@@ -84,6 +85,10 @@ class Hash(ABC):
         Returns:
             The reconstruction error relative to the rows' size, a scalar tensor, or ``None`` where it has none.
         """
+
+    def change_scale(self) -> None:
+        """Let go of lengths that were learned under another scale; called before the first rows of a new one."""
+        self._since = 0
 
     def units(self, rows: Tensor) -> Tensor:
         """Hidden units whose sign is the bit: scaled rows ``(batch, dim)`` to ``(batch, bits)``."""
@@ -120,9 +125,9 @@ class Hash(ABC):
             return math.nan
         with _without_autocast():
             error = self.learn(rows)
-            self.steps += 1
+            self.steps, self._since = self.steps + 1, self._since + 1
             # A plain average at first, then a moving one over about a hundred batches.
-            self.tensors["mean"].lerp_(rows.mean(dim=0), max(1 / self.steps, _SLOWEST))
+            self.tensors["mean"].lerp_(rows.mean(dim=0), max(1 / self._since, _SLOWEST))
             total = torch.stack([values.sum(dtype=torch.float64) for values in self.tensors.values()]).sum()
             told, total = torch.stack([total if error is None else error.double(), total]).tolist()
         if not math.isfinite(total):
@@ -149,6 +154,7 @@ class Hash(ABC):
             "dim": self.dim,
             "bits": self.bits,
             "steps": self.steps,
+            "since": self._since,
             "lengths": list(self._lengths),
             "scale": self._scale,
             "generator": self.generator.get_state(),
@@ -165,6 +171,7 @@ class Hash(ABC):
             self.check_state(state)
             self.tensors = {name: values.to("cpu", copy=True) for name, values in state["tensors"].items()}
             self.steps = whole_number("steps", state["steps"], 0)
+            self._since = whole_number("since", state["since"], 0, self.steps)
             self._lengths = [real_number("lengths", length, 0) for length in state["lengths"]][-_REMEMBERED:]
             self._scale = real_number("scale", state["scale"], math.ulp(0))
             self.generator = torch.Generator()
@@ -172,7 +179,9 @@ class Hash(ABC):
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Refuse what is no state of this hash; see :meth:`load_state_dict`."""
-        own_state(state, "a hash", ("hash", "dim", "bits", "steps", "lengths", "scale", "generator", "tensors"))
+        own_state(
+            state, "a hash", ("hash", "dim", "bits", "steps", "since", "lengths", "scale", "generator", "tensors")
+        )
         for name, value in (("hash", type(self).__name__), ("dim", self.dim), ("bits", self.bits)):
             if state[name] != value:
                 raise ValueError(
@@ -202,6 +211,7 @@ class Hash(ABC):
             usual = statistics.median_low(self._lengths)
             if usual > 0 and not 1 / _DRIFT <= usual / self._scale <= _DRIFT:
                 self._scale = 2.0 ** round(math.log2(usual))
+                self.change_scale()
         least, most = _TINY * self._scale, _FAR * self._scale
         if longest <= most and abs(math.log2(self._scale)) <= _EXACT:
             return embeddings / self._scale, None if shortest >= least else lengths >= least

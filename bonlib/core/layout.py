@@ -40,8 +40,13 @@ def checked_labels(labels: ArrayLike | Tensor) -> tuple[NDArray[Any], NDArray[np
     array = as_array(labels)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(
-            f"labels has shape {array.shape} and dtype {array.dtype}; give a 1-D array of integers, "
-            "one for each sample (numpy.unique(names, return_inverse=True)[1] makes them from names)."
+            f"labels has shape {array.shape} and dtype {array.dtype}; give a 1-D array of integers, none of them "
+            "missing, one for each sample (numpy.unique(names, return_inverse=True)[1] makes them from names)."
+        )
+    if array.dtype == np.uint64 and array.size and array.max() >= 2**63:
+        raise ValueError(
+            f"labels goes up to {array.max()}; allowed are integers below 2**63, as "
+            "numpy.unique(labels, return_inverse=True)[1] makes them."
         )
     if array.size > MAX_SAMPLES:
         raise ValueError(f"labels has {array.size} samples; allowed are up to {MAX_SAMPLES}.")

@@ -117,7 +117,7 @@ def class_means(embeddings: Tensor, class_of: NDArray[np.integer[Any]] | Tensor,
         >>> class_means(torch.tensor([[1.0], [2.0], [4.0]]), np.array([0, 1, 1]), 2).squeeze().tolist()
         [1.0, 3.0]
     """
-    of = torch.as_tensor(class_of).long()
+    of = torch.from_numpy(as_array(class_of).astype(np.int64))
     sums = embeddings.new_zeros(num_classes, embeddings.shape[1]).index_add_(0, of, embeddings)
     return sums / of.bincount(minlength=num_classes).clamp_min(1)[:, None]
 
@@ -146,10 +146,16 @@ def _move(class_of, rows, unit, change, sketches, seen):  # pragma: no cover
             total = np.float32(0)
             for j in range(begin, end):
                 total += np.float32(min(max(rows[order[j], d] / unit, -_FAR), _FAR))
-            value = total / np.float32(end - begin)
+            value, before = total / np.float32(end - begin), np.float32(sketches[c, d])
+            step = value * scale - before  # levels to where the batch is
             if seen[c]:
-                value = momentum * (np.float32(sketches[c, d]) / scale) + (np.float32(1) - momentum) * value
-            sketches[c, d] = np.int8(min(max(np.rint(value * scale), -127), 127))
+                value = momentum * (before / scale) + (np.float32(1) - momentum) * value
+            level = np.rint(value * scale)
+            if (
+                seen[c] and level == before and abs(step) >= 1
+            ):  # a slow mean moves too, and does not stand still for ever
+                level += np.sign(step)
+            sketches[c, d] = np.int8(min(max(level, -127), 127))
             means[n, d] = min(max(np.float64(value) * unit, -_LARGEST), _LARGEST)
         ids[n], seen[c] = c, True
         n, begin = n + 1, end

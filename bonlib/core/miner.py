@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import chain
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.core.checks import (
-    all_or_nothing,
-    as_array,
-    check_indices,
-    own_state,
-    rows_of,
-    whole_number,
-)
+from bonlib.core.checks import all_or_nothing, as_array, check_indices, locked, own_state, rows_of, whole_number
 from bonlib.core.kernels import (
     CLASSES,
     grouped,
@@ -76,6 +70,7 @@ class Miner(ABC):
         steps: int | None = None,
         seed: int = 0,
     ) -> None:
+        self._lock = RLock()
         self.classes, class_of = checked_labels(labels)
         self.form: Form = form
         self.batch_size = whole_number("batch_size", batch_size, 1)
@@ -93,9 +88,15 @@ class Miner(ABC):
         self._epoch: int | None = None  # as set_epoch was told
         self._loaded = False  # whether nothing was drawn since a state was loaded
 
+    def __getstate__(self) -> dict[str, Any]:  # for copies: each has a lock of its own
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=RLock())
+
     @property
     def class_of(self) -> NDArray[np.int32]:
-        """``(num_samples,)`` position of each sample's label in :attr:`classes`."""
+        """``(num_samples,)`` position of each sample's label in :attr:`classes`; not to be written to."""
         return self._classes.of
 
     @property
@@ -128,10 +129,13 @@ class Miner(ABC):
         self._resume, self._loaded = 0, False
         while drawn < self.steps:
             drawn += 1
-            if mine == self._pass:
-                self._drawn = drawn
-            yield self._draw_batch().tolist()
+            with self._lock:
+                if mine == self._pass:
+                    self._drawn = drawn
+                batch = self._draw_batch().tolist()
+            yield batch
 
+    @locked
     def set_epoch(self, epoch: int) -> None:
         """Begin a pass, with the generator seeded by ``seed`` and ``epoch``: for loops that number their epochs.
 
@@ -147,8 +151,7 @@ class Miner(ABC):
                     f"{self._epoch}; to go on there, let the loop begin with that epoch: set_epoch({self._epoch}).",
                     stacklevel=2,
                 )
-        self._rng = np.random.default_rng([self.seed, epoch])
-        self._epoch, self._loaded = epoch, False
+        self._rng, self._epoch, self._loaded = np.random.default_rng([self.seed, epoch]), epoch, False
         self._drawn = self._resume = 0
         self._pass += 1
 
@@ -182,6 +185,7 @@ class Miner(ABC):
         """Numbers that describe the miner's state; random sampling has none."""
         return {}
 
+    @locked
     def state_dict(self) -> dict[str, Any]:
         """Everything that influences the next batch, as tensors and plain values (loads with ``weights_only=True``)."""
         return {
@@ -196,6 +200,7 @@ class Miner(ABC):
             "learned": {name: torch.from_numpy(getattr(self, name).copy()) for name in self.learned},
         }
 
+    @locked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state; iterating then goes on in the middle of the pass where it was saved.
 
@@ -210,7 +215,8 @@ class Miner(ABC):
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Bind the parts of a state; a subclass loads objects of its own last, for these cannot be put back."""
-        drawn, seed = whole_number("drawn", state["drawn"], 0, self.steps), whole_number("seed", state["seed"], 0)
+        steps = whole_number("steps", state["config"]["steps"], 1)
+        drawn, seed = whole_number("drawn", state["drawn"], 0, steps), whole_number("seed", state["seed"], 0)
         epoch = None if state["epoch"] is None else whole_number("epoch", state["epoch"], 0)
         rng = np.random.default_rng()
         rng.bit_generator.state = state["rng"]
@@ -223,7 +229,7 @@ class Miner(ABC):
             self._check_learned(name, array)
             setattr(self, name, array)
         self.seed, self._epoch, self._loaded = seed, epoch, True  # the seed counts in each epoch that is set
-        self._drawn, self._resume = drawn, drawn % self.steps  # a pass that ended is followed by a whole one
+        self._drawn, self._resume = drawn, drawn % steps  # a pass that ended is followed by a whole one
 
     def _check_learned(self, name: str, array: NDArray[Any]) -> None:
         """Refuse a learned array that cannot be this miner's: of another type, or another shape where both are set.
@@ -244,17 +250,15 @@ class Miner(ABC):
             own_state(state["config"], type(self).__name__, wanted)
         for name, value in wanted.items():
             saved = state["config"].get(name)
-            if saved == value:
+            if saved == value or name == "steps":  # a training may become longer
                 continue
             if name == "labels":
                 raise ValueError(
                     f"state has the labels {saved}, this miner {value} (fingerprints): as many samples and classes, "
                     "but another order or other classes. Load it with the labels that it was saved with, or begin anew."
                 )
-            raise ValueError(
-                f"state has {name}={saved!r}, this miner has {value!r}; "
-                "make it with the labels and arguments of the saved one."
-            )
+            cure = "make it with the labels and arguments of the saved one"
+            raise ValueError(f"state has {name}={saved!r}, this miner has {value!r}; {cure}.")
         own_state(state["learned"], type(self).__name__, self.learned)
 
     def _check_streams(self, order: NDArray[Any], cursor: NDArray[Any], streams: NDArray[Any]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import glob
+import io
 import os
 import secrets
 import tempfile
@@ -79,8 +80,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f"{glob.escape(ours)}*-*{glob.escape(path.suffix)}"):
-            if time.time() - left.stat().st_mtime > _ABANDONED:
-                left.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another writer has just renamed its own
+                if time.time() - left.stat().st_mtime > _ABANDONED:
+                    left.unlink()
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
@@ -127,11 +129,10 @@ def write_torch(path: Path, content: dict[str, Any]) -> None:
     """
     import torch
 
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as opened:  # torch's own writer does not tell a full disk from its own faults
-            torch.save(content, opened)
-
-    write_atomically(path, write)
+    # Into memory first: torch's own writer makes an error of its own of a full disk, or of Ctrl-C.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def read_torch(path: Path, expected: str, cure: str, device: Any = "cpu") -> dict[str, Any]:

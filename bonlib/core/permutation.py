@@ -1,6 +1,8 @@
 """A random order that is computed, not stored: a keyed permutation of ``0 .. n - 1``, O(1) a number and no memory."""
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,22 @@ from numba import njit
 _ROUNDS = 4
 
 
+def _sources() -> str:
+    """What stands for all that is compiled here: code of one file is compiled into that of others."""
+    texts = (file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(b"".join(text for text in texts if b"compiled" in text)).hexdigest()[:12]
+
+
+_SOURCES = _sources()
+
+
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
-    """Compile with numba; kept on the disk for the next process, where there is a place that can be written."""
+    """Compile with numba; kept on the disk for the next process, where there is a place that can be written.
+
+    What is kept is known by name and line of the function, and by the time of its own file. So the name says of which
+    sources it is: else an edit of one file would leave its old code in what others have compiled in.
+    """
+    function.__qualname__ += f"_{_SOURCES}"
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written

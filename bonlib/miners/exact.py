@@ -11,6 +11,8 @@ from bonlib.core.checks import centred, check_indices, whole_number
 from bonlib.core.layout import Ids, Layout
 from bonlib.miners.base import Refreshing
 
+_SPARE = 16  # identities whose distances are measured again beyond those that are asked for
+
 
 class ExactNeighbours(Refreshing):
     """Negatives of chosen ranks among the exact nearest of the whole data set: what search without a budget can give.
@@ -88,19 +90,27 @@ class ExactNeighbours(Refreshing):
     def _ranked(self, anchors: Ids) -> Iterator[Iterator[tuple[int, int]]]:
         """For each anchor the classes of the chosen ranks with their nearest samples, in random order."""
         own, (first, last) = self.class_of[anchors], self.ranks
+        rows = self._embeddings[self._row_of[anchors]]
         # Half the squared distances less a constant for each anchor: (anchors, num_samples), class after class.
-        distances = self._half_norms - self._embeddings[self._row_of[anchors]] @ self._embeddings.T
+        distances = self._half_norms - rows @ self._embeddings.T
         nearest = np.minimum.reduceat(distances, self._classes.first, axis=1)  # (anchors, num_classes)
         nearest[np.arange(len(own)), own] = np.inf
-        order = np.argpartition(nearest, last - 1, axis=1)[:, :last]
-        order = np.take_along_axis(order, np.take_along_axis(nearest, order, axis=1).argsort(axis=1), axis=1)
-        for i in range(len(anchors)):
-            yield self._with_samples(self._rng.permutation(order[i, first - 1 :]), distances[i])
+        most = min(last + _SPARE, len(self.classes) - 1)
+        order = np.argpartition(nearest, most - 1, axis=1)[:, :most]
+        for row, classes in zip(rows, order, strict=True):
+            pairs = self._sorted(row, classes)[first - 1 : last]
+            yield ((int(c), int(sample)) for c, sample in self._rng.permutation(pairs))
 
-    def _with_samples(self, classes: Ids, distances: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
-        for c in classes:
-            inside = slice(self._classes.first[c], self._classes.first[c] + self._classes.count[c])
-            yield int(c), int(self._by_class[inside][distances[inside].argmin()])
+    def _sorted(self, row: NDArray[np.float32], classes: Ids) -> Ids:
+        """Classes, nearest first, with their nearest samples: ``(n, 2)``; near duplicates vanish in a product."""
+        count = self._classes.count[classes]
+        begin = np.cumsum(count) - count
+        places = np.arange(count.sum()) + np.repeat(self._classes.first[classes] - begin, count)
+        apart = np.square(self._embeddings[places] - row).sum(axis=1)  # of all samples of these classes
+        by_distance = apart.argsort(kind="stable")
+        of = np.repeat(classes, count)[by_distance]
+        firsts = np.sort(np.unique(of, return_index=True)[1])  # of each class, in the order of their distances
+        return np.stack([of[firsts], self._by_class[places[by_distance[firsts]]]], axis=1)
 
     def _look(self, embeddings: Tensor) -> None:
         self._embeddings = centred(embeddings, scaled=True).float().numpy()[self._by_class]

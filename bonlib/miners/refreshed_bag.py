@@ -48,6 +48,10 @@ class RefreshedBag(Refreshing):
         """A sample of each anchor's bag, or of the fall-backs: ``(n,)`` to ``(n,)``."""
         return self.bag.draw_negatives(anchors)
 
+    def _draw_batch(self) -> Ids:
+        self.bag._batches += 1  # its own draws are parts of ours
+        return super()._draw_batch()
+
     def stats(self) -> dict[str, float]:
         """Those of BoN, and ``looks``."""
         return self.bag.stats() | super().stats()

@@ -35,7 +35,7 @@ class Difference(NamedTuple):
     low: float
     high: float
     seeds: int  # that both methods have
-    p: float  # of a paired t-test, not corrected
+    p: float  # of a paired t-test, or of the signs where all pairs differ alike; not corrected
     unmatched: list[int]  # seeds that only one of them has, left out of everything here
     first: float  # mean of each, over the shared seeds
     second: float
@@ -107,8 +107,8 @@ def paired_difference(first: "pd.DataFrame", second: "pd.DataFrame", column: str
     unmatched = sorted(map(int, a.index.symmetric_difference(b.index)))
     a, b = a[shared].to_numpy(dtype=float), b[shared].to_numpy(dtype=float)
     mean, low, high, p = float((a - b).mean()), float("nan"), float("nan"), float("nan")
-    if len(shared) > 1 and np.ptp(a - b) < _ROUNDING:  # the same at each seed: nothing is left to chance
-        low, high, p = mean, mean, float(abs(mean) < _ROUNDING)
+    if len(shared) > 1 and np.ptp(a - b) < _ROUNDING:  # the same at each seed: the t-test has no spread, signs tell
+        low, high, p = mean, mean, 1.0 if abs(mean) < _ROUNDING else 2.0 ** (1 - len(shared))
     elif len(shared) > 1:
         test = ttest_rel(a, b)
         (low, high), p = map(float, test.confidence_interval(0.95)), float(test.pvalue)
@@ -214,12 +214,7 @@ def of_shared_seeds(runs: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def leads_by(
-    runs: "pd.DataFrame",
-    by: str,
-    column: str = "metrics.recall@1",
-    *,
-    miner: str = "bag",
-    baseline: str = "random",
+    runs: "pd.DataFrame", by: str, column: str = "metrics.recall@1", *, miner: str = "bag", baseline: str = "random"
 ) -> "pd.DataFrame":
     """What a miner is ahead of a baseline in each group of runs, such as data sets, paired by seed.
 
@@ -271,10 +266,7 @@ def ahead_of(history: "pd.DataFrame", method: str, metric: str = "recall@1") -> 
 
 
 def time_to_accuracy(
-    runs: "pd.DataFrame",
-    history: "pd.DataFrame",
-    metric: str = "recall@1",
-    baseline: str = "random sets + batch-hard",
+    runs: "pd.DataFrame", history: "pd.DataFrame", metric: str = "recall@1", baseline: str = "random sets + batch-hard"
 ) -> "pd.DataFrame":
     """Steps and seconds of training until a run first reaches what the baseline reached at best.
 
@@ -311,7 +303,7 @@ def time_to_accuracy(
     rows = []
     for key in runs["key"]:
         points = history[history["key"] == key].sort_values("step")
-        there = points[points[metric] >= target]
+        there = points[points[metric] >= target - _ROUNDING]
         first = there.iloc[0] if len(there) else {"step": np.inf, "training_seconds": np.inf}
         method = {"method": points.iloc[0]["method"]}
         rows.append(method | {"reached": len(there) > 0, "step": first["step"], "seconds": first["training_seconds"]})

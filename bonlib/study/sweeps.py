@@ -280,10 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a preset; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bonlib.study", description=main.__doc__)
     parser.add_argument(
-        "--preset",
-        choices=tuple(PRESETS),
-        default="quick",
-        help="quick: minutes; full: the committed records",
+        "--preset", choices=tuple(PRESETS), default="quick", help="quick: minutes; full: the committed records"
     )
     parser.add_argument(
         "--sweep", action="append", help="run only this file of notebooks/sweeps, without the notebooks"

@@ -13,7 +13,7 @@ import torch
 from bonlib.core.distributed import from_rank_zero, of_all_ranks, rank
 from bonlib.core.paths import read_torch, write_torch
 
-_FORMAT = "bonlib checkpoint 5"
+_FORMAT = "bonlib checkpoint 6"
 _CURE = "resume with what it was saved with, or remove the file to begin anew"
 
 
@@ -50,11 +50,11 @@ def save_checkpoint(
         made_of: plain values that a resumed run must share: a fingerprint of the data, arguments.
         device: whose generator is used.
     """
-    generators = of_all_ranks(_generators(device))
+    generators, queues = of_all_ranks(_generators(device)), of_all_ranks(_of_this_rank(parts["loss"]))
     if rank() != 0:
         return
-    state = {"format": _FORMAT, "made_of": dict(made_of), "progress": asdict(progress), "generators": generators}
-    state |= {name: part.state_dict() for name, part in parts.items()}
+    state = {"format": _FORMAT, "made_of": dict(made_of), "progress": asdict(progress)}
+    state |= {"generators": generators, "queues": queues} | {name: part.state_dict() for name, part in parts.items()}
     write_torch(file, state)
 
 
@@ -78,7 +78,7 @@ def load_checkpoint(
     state = from_rank_zero(lambda: read_torch(file, _FORMAT, _CURE) if file.exists() else None)
     if state is None:
         return
-    wanted = ("made_of", "progress", "generators", "encoder", "loss", "optimizer", "miner")
+    wanted = ("made_of", "progress", "generators", "queues", "encoder", "loss", "optimizer", "miner")
     measured = {entry.name for entry in fields(Progress)}
     if lacking := [*(set(wanted) - state.keys()), *(measured - state.get("progress", {}).keys())]:
         raise ValueError(f"checkpoint {file} is damaged: it lacks {', '.join(sorted(lacking))}; {_CURE}.")
@@ -110,14 +110,22 @@ def load_checkpoint(
     except ValueError as error:
         parts["optimizer"].load_state_dict(before)
         raise ValueError(f"checkpoint {file} is of another miner: {error}") from error
-    for name in ("encoder", "loss"):
-        parts[name].load_state_dict(state[name])
-    if rank() < len(state["generators"]):  # else there are more processes than before
+    there = rank() < len(state["generators"])  # else there are more processes than before
+    parts["encoder"].load_state_dict(state["encoder"])
+    parts["loss"].load_state_dict(state["loss"] | (state["queues"][rank()] if there else {}))
+    if there:
         _set_generators(state["generators"][rank()], device)
     for name, value in state["progress"].items():
         setattr(progress, name, value)
     if rank() == 0:
         print(f"Resuming from {file} at step {progress.step}.", file=sys.stderr)
+
+
+def _of_this_rank(loss: torch.nn.Module) -> dict[str, Any]:
+    """What a loss remembers beside its weights, such as a queue of embeddings: each process has its own."""
+    weights = {name for name, _ in loss.named_parameters()}
+    kept = {name: value for name, value in loss.state_dict().items() if name not in weights}
+    return {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in kept.items()}
 
 
 def _generators(device: torch.device) -> dict[str, Any]:

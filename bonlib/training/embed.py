@@ -49,7 +49,8 @@ def embed(
         batches = (dataset.batch(part) for part in parts)  # pyright: ignore[reportAttributeAccessIssue]
     else:
         chosen = dataset if indices is None else Subset(dataset, np.asarray(indices).tolist())
-        batches = DataLoader(chosen, batch_size, num_workers=workers)
+        # With a generator of its own: a loader takes a seed from the global one, in which the training would go on.
+        batches = DataLoader(chosen, batch_size, num_workers=workers, generator=torch.Generator())
     with evaluating(encoder):
         pairs = [(_wide(embeddings_of(encoder(images.to(device)))).cpu(), labels) for images, labels in batches]
     embeddings, labels = zip(*pairs, strict=True)

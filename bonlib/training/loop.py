@@ -1,5 +1,6 @@
 """One plain training loop, the same for every miner and loss."""
 
+import inspect
 import math
 import re
 import time
@@ -243,9 +244,14 @@ def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def _described(loss: nn.Module) -> str:
-    """A loss with all that is set of it, as text without addresses."""
-    numbers = {name: value for name, value in sorted(vars(loss).items()) if isinstance(value, float)}
-    return re.sub(r" at 0x[0-9a-f]+", "", f"{loss!r} {numbers}")
+    """A loss with all that is set of it, as text without addresses: its numbers, and the arguments of its modules."""
+    told: list[dict[str, Any]] = [{n: value for n, value in sorted(vars(loss).items()) if isinstance(value, float)}]
+    for module in loss.modules():
+        makers = [vars(kind)["__init__"] for kind in type(module).__mro__[:-1] if "__init__" in vars(kind)]
+        named = {name for maker in makers for name in inspect.signature(maker).parameters}
+        plain = {name: vars(module)[name] for name in sorted(named & vars(module).keys())}
+        told.append({name: value for name, value in plain.items() if isinstance(value, int | float | str)})
+    return re.sub(r" at 0x[0-9a-f]+", "", f"{loss!r} {told}")
 
 
 def _same_classes(labels: Any, miner: Miner) -> bool:

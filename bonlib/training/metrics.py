@@ -145,12 +145,7 @@ def measure(
 
 
 def retrieval_metrics(
-    embeddings: Tensor,
-    labels: Tensor,
-    *,
-    ks: Sequence[int] = (1, 2, 4, 8),
-    most: int | None = None,
-    chunk: int = 256,
+    embeddings: Tensor, labels: Tensor, *, ks: Sequence[int] = (1, 2, 4, 8), most: int | None = None, chunk: int = 256
 ) -> dict[str, float]:
     """Every sample once as query against all others, by Euclidean distance.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bonlib.core.checks import centred
 
-_TIED = 2.0**-45  # of the squared norms: squared distances that differ by less are equal but for rounding
+_TIED = 2.0**-45  # of the squared norms: squared distances that differ by less are taken as equal, whatever rounds them
 _SPARE = 16  # candidates beyond those that are asked for
 
 
@@ -100,7 +100,7 @@ def nearest_hits(
         sure = limit < bound[:, -1].double() - rounding * (points.norms[part] + largest)
         if most == len(points.rows) - 1:
             sure = torch.ones_like(sure)
-        elif torch.get_float32_matmul_precision() != "highest":  # products of fewer digits
+        elif _products_are_short():
             sure = torch.zeros_like(sure)
         for few, whole in squared_distances(points, points, part[~sure], chunk) if not sure.all() else ():
             whole[torch.arange(len(few), device=few.device), few] = torch.inf
@@ -109,6 +109,14 @@ def nearest_hits(
             for values, right in zip(hits, found, strict=True):
                 values[~sure] = right
         yield part, hits
+
+
+def _products_are_short() -> bool:
+    """Whether torch was told to take products of float32 with fewer digits, by the old setting or by the new one."""
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # it refuses to tell where somebody has set the new one
+        return True
 
 
 def squared_distances(queries: Points, gallery: Points, chosen: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:

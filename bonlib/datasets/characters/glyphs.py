@@ -161,10 +161,7 @@ def _drawings(paths: list[Path], points: list[int] | None, min_faces: int) -> di
     drawings: dict[int, dict[int, bytes]] = {c: {} for c in wanted}
     for face, (path, cover) in enumerate(zip(paths, covers, strict=True)):
         font = ImageFont.truetype(str(path), _EM, layout_engine=ImageFont.Layout.BASIC)
-        useless = {
-            _draw(font, "\uffff"),
-            bytes(_CANVAS**2),
-        }  # U+FFFF is no character: fonts draw their box for it
+        useless = {_draw(font, "\uffff"), bytes(_CANVAS**2)}  # U+FFFF is no character: fonts draw their box for it
         for c in cover.intersection(wanted):
             if (drawing := _draw(font, chr(c))) not in useless:
                 drawings[c][face] = drawing

@@ -30,12 +30,7 @@ class FontsMissing(FileNotFoundError):
 
 
 def hangul(
-    split: Split = "train",
-    *,
-    faces: int = 16,
-    draws: int = 1,
-    seed: int = 0,
-    split_seed: int | None = None,
+    split: Split = "train", *, faces: int = 16, draws: int = 1, seed: int = 0, split_seed: int | None = None
 ) -> Glyphs:
     """The 11,172 Hangul syllables in installed faces that cover them all.
 

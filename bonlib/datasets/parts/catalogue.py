@@ -240,11 +240,7 @@ def _merged(looks: NDArray[np.uint8], axis: NDArray[np.int64]) -> NDArray[np.int
 
 
 def _draw_all(
-    name: str,
-    source: Source,
-    shapes: dict[str, NDArray[Any]],
-    options: tuple[int, int, int, int],
-    files: list[Path],
+    name: str, source: Source, shapes: dict[str, NDArray[Any]], options: tuple[int, int, int, int], files: list[Path]
 ) -> dict[str, NDArray[Any]]:
     """All views of all identities: ``images`` ``(identities, views, 3, size, size)``, ``part``, ``colour``."""
     size, views, colours, seed = options

@@ -126,12 +126,7 @@ def occupancy(sizes: NDArray[np.int64], classes: NDArray[np.int64]) -> Figure:
     figure, ax = plt.subplots(figsize=(6.4, 3.2))
     order = np.argsort(-sizes)
     ax.fill_between(
-        np.arange(len(sizes)),
-        sizes[order],
-        color=MINER_COLOURS["bag"],
-        alpha=0.35,
-        label="samples",
-        step="mid",
+        np.arange(len(sizes)), sizes[order], color=MINER_COLOURS["bag"], alpha=0.35, label="samples", step="mid"
     )
     ax.plot(np.arange(len(sizes)), classes[order], color=INK, linewidth=0.6, label="identities")
     ax.axhline(sizes.mean(), color=MUTED, linestyle="--", label=f"samples if even: {sizes.mean():.0f}")

@@ -28,10 +28,7 @@ def zero_loss(shares: "pd.DataFrame") -> Figure:
     for column, (name, colour, marker) in lines.items():
         ax.plot(shares["identities"], shares[column], color=colour, marker=marker, label=name)
     ax.set(
-        xscale="log",
-        ylim=(-0.02, 1.02),
-        xlabel="identities to draw negatives from",
-        ylabel="triplets with zero loss",
+        xscale="log", ylim=(-0.02, 1.02), xlabel="identities to draw negatives from", ylabel="triplets with zero loss"
     )
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(loc="center right", bbox_to_anchor=(1, 0.66), fontsize=9)
