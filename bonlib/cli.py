@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -144,7 +145,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """All settings of a run, those of ``--set`` over the others; dictionaries are merged.
 
     Raises:
-        ValueError: if a value is no JSON.
+        ValueError: if a value is neither JSON nor a word.
     """
     chosen = {name: getattr(options, name) for name in ("dataset", "miner", "form", "loss", "encoder", "steps", "seed")}
     chosen |= {"device": options.device, "dataset_options": _source(options)}
@@ -153,7 +154,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         try:
             given = json.loads(value)
         except json.JSONDecodeError as error:
-            raise ValueError(f"--set {setting}: {value!r} is no JSON; quote text as '{name}=\"text\"'.") from error
+            if not re.fullmatch(r"[A-Za-z][\w.-]*", value):
+                raise ValueError(f"--set {setting}: {value!r} is no JSON; quote text, '{name}=\"{value}\"'.") from error
+            given = value  # a word, such as cosine
         both = isinstance(given, dict) and isinstance(chosen.get(name), dict)
         chosen[name] = chosen[name] | given if both else given
     return chosen

@@ -43,6 +43,7 @@ myst_substitutions = {
             "large",
             "dial",
             "longest",
+            "classes",
             "field",
             "smooth",
             "costs",

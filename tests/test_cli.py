@@ -124,7 +124,9 @@ def test_every_command_explains_itself(command, capsys):
     [
         (["train", "--dataset", "nothing"], "name is 'nothing'; allowed are"),
         (["train", "--set", "colour=1"], "There is no setting 'colour'; allowed are"),
-        (["train", "--set", "margin=high"], "is no JSON"),
+        (["train", "--set", "margin=high"], "margin is 'high'; give a number"),
+        (["train", "--set", "margin=0,3"], "--set margin=0,3: '0,3' is no JSON; quote text, 'margin=\"0,3\"'"),
+        (["train", "--set", "window=[2, 10]"], "stands in miner_options, as in {'window': …}"),
         (["evaluate", "nowhere.pt"], "which is no file"),
     ],
 )

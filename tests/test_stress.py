@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -193,6 +194,17 @@ def test_a_copy_of_a_bag_has_a_lock_of_its_own_and_draws_alike():
         other.update(np.arange(48), embeddings_of(48, 1))
     again = copy.deepcopy(bag)
     assert list(again) == list(bag)
+
+
+@pytest.mark.parametrize(("form", "text"), [("set", "per_class=3 fits half"), ("triplet", "its own positive")])
+def test_samples_that_repeat_are_told_of(form, text):
+    sizes = [3] * 10 + [9] * 4 if form == "set" else [1] * 10 + [9] * 4
+    with pytest.warns(UserWarning, match=f"71% of the classes have fewer than .*{text}"):
+        BagOfNegatives(np.repeat(np.arange(14), sizes), DIM, form=form, batch_size=24)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        BagOfNegatives(np.repeat(np.arange(14), sizes[::-1]), DIM, form=form, batch_size=24, per_class=3)
+    assert bool(told) == (form == "triplet")
 
 
 def test_a_bag_that_is_told_nothing_says_so_after_a_pass():

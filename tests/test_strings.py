@@ -169,6 +169,22 @@ def test_what_is_wrong_with_a_table_of_names_is_said(table, change, message):
         load_dataset("table", "train", **{"root": table, "column": "name", "identity": "customer"} | change)
 
 
+def test_the_identity_minus_one_is_junk_in_names_as_in_images(tmp_path):
+    rows = [(f"name {i}", "-1" if i < 4 else f"{i // 2}") for i in range(24)]
+    file = write(tmp_path / "names.csv", rows, ("name", "identity"))
+    with pytest.warns(LeftOut, match=r"Left out of 24 strings: 4 \(junk, identity -1\)"):
+        part = load_dataset("table", "all", root=file, column="name")
+    assert "-1" not in part.class_names
+    assert len(part) == 20
+
+
+def test_a_split_that_a_table_has_not_is_said_with_those_that_it_has(tmp_path):
+    rows = [(f"name {i}", f"{i // 2}", "validation" if i < 4 else "train") for i in range(24)]
+    file = write(tmp_path / "names.csv", rows, ("name", "identity", "split"))
+    with pytest.raises(ValueError, match=r"no strings of the split 'test'; it has train, validation.*--set test=false"):
+        load_dataset("table", "test", root=file, column="name")
+
+
 def test_a_table_of_names_has_no_queries(tmp_path):
     rows = [("acme", "1", "query"), ("acme inc", "1", "gallery")]
     file = write(tmp_path / "names.csv", rows, ("name", "identity", "split"))

@@ -1,6 +1,7 @@
 """What labels and batches may look like: forms, sizes, classes."""
 
 import hashlib
+import warnings
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -71,12 +72,13 @@ def label_fingerprint(classes: NDArray[Any], class_of: NDArray[Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_layout(form: str, batch_size: int, per_class: int, num_classes: int) -> None:
-    """Refuse a batch that its form has no room for.
+def check_layout(form: str, batch_size: int, per_class: int, sizes: NDArray[np.int64]) -> None:
+    """Refuse a batch that its form has no room for; warn where most of ``sizes``, of the classes, are too small for it.
 
     Raises:
         ValueError: if there is none of that form and size; the message names the nearest.
     """
+    num_classes = len(sizes)
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; allowed are {', '.join(map(repr, FORMS))}.")
     unit, name = (per_class, "per_class") if form == "set" else (FORMS[form], f"{FORMS[form]} for form {form!r}")
@@ -92,3 +94,8 @@ def check_layout(form: str, batch_size: int, per_class: int, num_classes: int) -
             f"batch_size {batch_size} with per_class {per_class} asks for {batch_size // per_class} classes a batch, "
             f"but labels has {num_classes}; lower batch_size to {num_classes * per_class} or raise per_class."
         )
+    wanted = per_class if form == "set" else 2
+    if (few := float((sizes < wanted).mean())) > 0.5:
+        fits = f"per_class={int(np.median(sizes))} fits half of them"
+        cure = fits if form == "set" else "an anchor is then its own positive"
+        warnings.warn(f"{few:.0%} of the classes have fewer than {wanted} samples, which repeat; {cure}.", stacklevel=4)

@@ -108,7 +108,8 @@ def image_table(root: Path, seed: int) -> "pd.DataFrame":
     if missing := {"path", "identity"} - set(given.columns):
         raise ValueError(
             f"{root} has the columns {list(given.columns)}; missing: {', '.join(sorted(missing))}. "
-            "Name them in the first row, with commas between."
+            "Name them in the first row, with commas between. A table of strings needs column=…, --column on the "
+            "command line."
         )
     text = {name: _texts(given, name, root) for name in ("path", "identity", "split") if name in given}
     parts = text.get("split", [""] * len(given))
@@ -118,9 +119,7 @@ def image_table(root: Path, seed: int) -> "pd.DataFrame":
         if part == "" and any(parts):
             raise ValueError(f"{root} has no split in data row {row + 1}; fill the column or leave it out.")
     for column in ("path", "identity"):
-        for row, value in enumerate(text[column]):
-            if not value:
-                raise ValueError(f"{root} has no {column} in data row {row + 1}; fill it, or leave the row out.")
+        _refuse_empty(root, column, text[column])
     cameras = given["camera"].tolist() if "camera" in given else [UNKNOWN_CAMERA] * len(given)
     numbers = [_camera(value, root, row) for row, value in enumerate(cameras)]
     rows: list[Row] = [
@@ -149,8 +148,8 @@ def string_table(
 
     What users have who link records: customers, products or companies by their names. Files as in
     :func:`image_table`. A string that two identities share belongs to neither, for it would be a false negative; one
-    that an identity has twice counts once. Both are counted in a warning. Strings are the same where their first 62
-    characters are.
+    that an identity has twice counts once; those of the identity ``-1`` are junk. All are counted in a warning. Strings
+    are the same where their first 62 characters are.
 
     Args:
         split: ``"train"``, ``"validation"``, ``"test"`` or ``"all"``; without a column split the identities are split
@@ -173,22 +172,26 @@ def string_table(
     file = strings_file(root)
     given = _read_table(file)
     if missing := {column, identity} - set(given.columns):
-        raise ValueError(f"{file} has the columns {list(given.columns)}; missing: {', '.join(sorted(missing))}.")
+        cure = "name the column of the identities with the option identity, or that of the strings with column"
+        raise ValueError(
+            f"{file} has the columns {list(given.columns)}; missing: {', '.join(sorted(missing))}; {cure}."
+        )
     table = pd.DataFrame({"string": _texts(given, column, file), "identity": _texts(given, identity, file)})
     table["part"] = _texts(given, "split", file) if "split" in given else ""
     for name, label in (("string", column), ("identity", identity)):
-        if (empty := table[name] == "").any():
-            raise ValueError(f"{file} has no {label} in data row {int(empty.argmax()) + 1}; fill it, or leave it out.")
+        _refuse_empty(file, label, table[name].tolist())
     if (table["part"] == "").any() and (table["part"] != "").any():
         raise ValueError(f"{file} has a split in some rows and none in others; fill the column or leave it out.")
     if wrong := sorted(set(table["part"]) - {"", "train", "validation", "test"}):
         raise ValueError(f"{file} has the split {wrong[0]!r}; allowed are train, validation and test.")
-    total = len(table)
+    total, junk = len(table), int((table["identity"] == "-1").sum())
+    table = table[table["identity"] != "-1"]
     table = table.assign(seen=table["string"].str[:LONGEST])  # what the encoder sees
     table = table.drop_duplicates(["seen", "identity"])
-    repeated = total - len(table)
+    repeated = total - junk - len(table)
     shared = table["seen"].duplicated(keep=False)
-    if left_out := {k: v for k, v in (("repeated", repeated), ("of two identities", int(shared.sum()))) if v}:
+    counts = {"repeated": repeated, "of two identities": int(shared.sum()), "junk, identity -1": junk}
+    if left_out := {reason: count for reason, count in counts.items() if count}:
         told = ", ".join(f"{count} ({reason})" for reason, count in left_out.items())
         warnings.warn(f"Left out of {total} strings: {told}", LeftOut, stacklevel=3)
     table = table[~shared].sort_values(["identity", "string"], kind="stable")
@@ -200,7 +203,11 @@ def string_table(
         )
     rows = table[rows_of(table, split, 0.1, seed_of_split(seed, split_seed))]
     if rows.empty:
-        raise ValueError(f"The split {split!r} has no strings; look at the table.")
+        there = ", ".join(sorted(set(table["part"]) - {""})) or "none that is left"
+        raise ValueError(
+            f"{file} has no strings of the split {split!r}; it has {there}. Ask for one of these (--split), and train "
+            "without the final measure where there is no test (--set test=false)."
+        )
     names, labels = np.unique(rows["identity"].to_numpy(dtype=str), return_inverse=True)
     augmentation: dict[str, Any] = {"drop": drop, "typos": typos} if split == "train" else {}
     return TextSet(
@@ -242,6 +249,12 @@ def _read_table(root: Path) -> "pd.DataFrame":
             warnings.simplefilter("error", pd.errors.ParserWarning)
             separator = "\t" if suffix == ".tsv" else ","
             table = pd.read_csv(root, sep=separator, skipinitialspace=True, index_col=False, **options)
+            if len(table.columns) == 1 and (other := re.search(r"[;\t|,]", str(table.columns[0]))):
+                raise ValueError(
+                    f"{root} has {other[0]!r} between its names; save it with commas, or as .tsv with tabs."
+                )
+            if table.empty:
+                raise ValueError(f"{root} has a first row and no data rows; add some.")
             with root.open(encoding=encoding, newline="") as opened:
                 names = [name.strip() for name in next(csv.reader(opened, delimiter=separator))]
             if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -250,10 +263,21 @@ def _read_table(root: Path) -> "pd.DataFrame":
     except UnicodeError as error:
         raise ValueError(f"{root} is not in UTF-8 ({error}); save it as UTF-8.") from error
     except pd.errors.EmptyDataError:
-        raise ValueError(f"{root} is empty; expected a first row with the names path and identity.") from None
+        raise ValueError(f"{root} is empty; expected a first row with the names of the columns.") from None
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
         reason = str(error).strip()
-        raise ValueError(f"{root} is no table ({reason}); quote values that hold commas.") from error
+        raise ValueError(f"{root} is no table ({reason}); quote values that hold commas, close each quote.") from error
+
+
+def _refuse_empty(file: Path, column: str, values: list[str]) -> None:
+    """Tell of all empty values of a column at once.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if rows := [str(row) for row, value in enumerate(values, start=1) if not value]:
+        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+        raise ValueError(f"{file} has no {column} in data row {', '.join(rows[:3])}{more}; fill it, or leave it out.")
 
 
 def _texts(given: "pd.DataFrame", column: str, root: Path) -> list[str]:

@@ -1,9 +1,11 @@
 """All that decides what a run of the study does, checked before anything is done."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from bonlib.bag import BagOfNegatives
 from bonlib.core.checks import real_number, whole_number
 from bonlib.core.layout import Form
 from bonlib.datasets import holds_text
@@ -108,9 +110,10 @@ def make_config(settings: dict[str, Any]) -> Config:
     """
     known = {entry.name for entry in fields(Config)}
     if unknown := sorted(set(settings) - known):
-        raise ValueError(
-            f"There is no setting {', '.join(map(repr, unknown))}; allowed are {', '.join(sorted(known))}."
-        )
+        told = f"There is no setting {', '.join(map(repr, unknown))}; allowed are {', '.join(sorted(known))}."
+        if of_miner := [name for name in unknown if name in inspect.signature(BagOfNegatives).parameters]:
+            told += f" What the miner takes stands in miner_options, as in {{{of_miner[0]!r}: …}}."
+        raise ValueError(told)
     return Config(**settings)
 
 

@@ -82,7 +82,7 @@ class SampledSoftmax(nn.Module):
             raise ValueError(f"centres has length {len(weights)}; give one row for each of {self.num_classes} classes.")
         if self.near:
             self.bag = BagOfNegatives(
-                np.arange(self.num_classes), self.dim, form="triplet", batch_size=3, momentum=0.0, seed=self.seed
+                np.arange(self.num_classes), self.dim, batch_size=2, per_class=1, momentum=0.0, seed=self.seed
             )
             self.bag.fill(lambda ids: weights[ids])
         with torch.no_grad():
