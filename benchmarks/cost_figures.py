@@ -1,17 +1,10 @@
 """Figures of what BoN costs, one function a figure: tables of :mod:`costs` in, a matplotlib Figure out."""
-# pandas is typed more loosely than it behaves:
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-# pyright: reportCallIssue=false
-
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
 
 from bonlib.study.figures.style import ACCENTS, INK, MINER_COLOURS, MUTED, use_style
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 use_style()
 
@@ -20,7 +13,7 @@ _PEERS |= {"exact search": (MINER_COLOURS["exact"], "^"), "HNSW graph": (MINER_C
 _METHODS = {"as published": MINER_COLOURS["bag"], "two stages": MINER_COLOURS["two-stage-bag"]}
 
 
-def batch_costs(batches: "pd.DataFrame", samplers: "pd.DataFrame") -> Figure:
+def batch_costs(batches: pd.DataFrame, samplers: pd.DataFrame) -> Figure:
     """Milliseconds a batch against samples (the slowest form of BoN) and against identities (with peers), log axes.
 
     Args:
@@ -49,7 +42,7 @@ def batch_costs(batches: "pd.DataFrame", samplers: "pd.DataFrame") -> Figure:
     return figure
 
 
-def memory(parts: "pd.Series") -> Figure:
+def memory(parts: pd.Series) -> Figure:
     """Where the bytes of a sample go, as one bar.
 
     Args:
@@ -70,7 +63,7 @@ def memory(parts: "pd.Series") -> Figure:
     return figure
 
 
-def shares(steps: "pd.DataFrame") -> Figure:
+def shares(steps: pd.DataFrame) -> Figure:
     """Milliseconds of a training step by part, and BoN's share of it, a panel an encoder.
 
     Args:
@@ -90,7 +83,7 @@ def shares(steps: "pd.DataFrame") -> Figure:
     return figure
 
 
-def variants(table: "pd.DataFrame") -> Figure:
+def variants(table: pd.DataFrame) -> Figure:
     """How much faster a training step gets by each change, against the step as it is.
 
     Args:

@@ -1,6 +1,4 @@
 """What BoN costs, measured beside its peers in one run: milliseconds, bytes and ratios, as DataFrames."""
-# pandas is typed more loosely than it behaves:
-# pyright: reportArgumentType=false, reportCallIssue=false, reportReturnType=false
 
 import contextlib
 import itertools
@@ -10,9 +8,10 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from torch.multiprocessing.spawn import spawn
@@ -24,9 +23,6 @@ from bonlib.core.layout import FORMS
 from bonlib.training.encoders import make_encoder
 from bonlib.training.losses import make_loss
 from bonlib.training.metrics import retrieval_metrics
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _LARGER_THAN_CACHES = 2**29  # bytes
 BATCH = {"set": 128, "triplet": 129, "pair": 128}
@@ -64,7 +60,7 @@ METHODS: dict[str, Callable[..., BagOfNegatives]] = {
 }
 
 
-def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300) -> "pd.DataFrame":
+def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300) -> pd.DataFrame:
     """Drawing a batch of 128 and correcting what is remembered of it, in a filled bag, against the number of samples.
 
     Args:
@@ -77,7 +73,6 @@ def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300
         the same with empty caches, as in a training where a step of the encoder lies between; ``bytes_per_sample`` of
         all that the bag holds, ``build_seconds`` of making it, ``fill_seconds`` of putting all entries in the table.
     """
-    import pandas as pd
 
     rows, rng = [], np.random.default_rng(0)
     for make in METHODS.values():  # compiles
@@ -114,9 +109,8 @@ def filled(
     return bag, {"build_seconds": built, "fill_seconds": spent}
 
 
-def memory_parts(bag: BagOfNegatives) -> "pd.Series":
+def memory_parts(bag: BagOfNegatives) -> pd.Series:
     """Where the memory of a bag goes: bytes a sample by part, which add up to ``bag.nbytes``."""
-    import pandas as pd
 
     table, (of, *index) = bag.table, bag._classes
     parts = {
@@ -133,7 +127,7 @@ def memory_parts(bag: BagOfNegatives) -> "pd.Series":
     return pd.Series({name: size / bag.num_samples for name, size in parts.items() if size})
 
 
-def sampler_costs(identities: Iterable[int], *, per_class: int = 4, repeats: int = 20) -> "pd.DataFrame":
+def sampler_costs(identities: Iterable[int], *, per_class: int = 4, repeats: int = 20) -> pd.DataFrame:
     """A batch of 128 from BoN and from what people use today, against the number of identities.
 
     The peers: pytorch-metric-learning's ``MPerClassSampler``; the exact search of the nearest negatives of the batch in
@@ -149,7 +143,6 @@ def sampler_costs(identities: Iterable[int], *, per_class: int = 4, repeats: int
         A row for each number and ``miner``: ``milliseconds`` a batch, and the ratio ``to_bon``.
     """
     import faiss
-    import pandas as pd
     from pytorch_metric_learning.samplers import MPerClassSampler
 
     rows = []
@@ -181,13 +174,12 @@ def sampler_costs(identities: Iterable[int], *, per_class: int = 4, repeats: int
 
 def hash_costs(
     dims: Iterable[int] = (64, 128, 256, 512), bits: Iterable[int] = (10, 16, 24), *, repeats: int = 200
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """The hash's step (learn and encode a batch of 128) beside its floor: an Adam step of two bare linear layers.
 
     Returns:
         A row for each width and code length: ``milliseconds``, ``floor`` and their ratio ``to_floor``.
     """
-    import pandas as pd
 
     rows, bits = [], list(bits)
     for dim in dims:
@@ -206,7 +198,7 @@ def hash_costs(
 
 def step_costs(
     encoders: Iterable[str] = ("small", "resnet50"), *, device: str = "cpu", repeats: int = 40, images: int = 50_000
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """BoN's share of a training step: random sets and BoN sets of 128 with batch-hard loss, side by side.
 
     Args:
@@ -219,7 +211,6 @@ def step_costs(
         A row for each encoder and method: milliseconds of ``training`` (forward, loss, backward, optimiser), ``draw``,
         ``update``, BoN's ``share`` of their sum, ``steps_per_second``.
     """
-    import pandas as pd
 
     rows, labels = [], np.arange(images) // 4
     for name in encoders:
@@ -244,13 +235,12 @@ def step_costs(
     return pd.DataFrame(rows)
 
 
-def step_variants(*, repeats: int = 40) -> "pd.DataFrame":
+def step_variants(*, repeats: int = 40) -> pd.DataFrame:
     """Ways to train the small encoder faster on the CPU, each alone, beside the step as it is.
 
     Returns:
         A row for each: ``milliseconds`` a step, ``speedup`` over the step as it is (above 1 is faster).
     """
-    import pandas as pd
 
     pixels, actions = torch.rand(128, 1, 32, 32), {}
     for name in ("as it is", "not channels last", "fused Adam", "bfloat16", "torch.compile", "compile + bfloat16"):
@@ -273,7 +263,7 @@ def step_variants(*, repeats: int = 40) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def evaluation_costs(samples: int = 100_000, *, dim: int = 64, per_class: int = 10) -> "pd.DataFrame":
+def evaluation_costs(samples: int = 100_000, *, dim: int = 64, per_class: int = 10) -> pd.DataFrame:
     """All samples against all others, beside pytorch-metric-learning's ``AccuracyCalculator`` (faiss).
 
     Each runs in a process of its own, so that its peak of memory is its own.
@@ -281,7 +271,6 @@ def evaluation_costs(samples: int = 100_000, *, dim: int = 64, per_class: int = 
     Returns:
         A row for each: ``seconds``, ``peak_gib`` beyond what the process held before, and ``recall@1``.
     """
-    import pandas as pd
 
     context = multiprocessing.get_context("spawn")
     rows = []
@@ -291,14 +280,13 @@ def evaluation_costs(samples: int = 100_000, *, dim: int = 64, per_class: int = 
     return pd.DataFrame(rows)
 
 
-def wire_costs(processes: Iterable[int] = (2, 4), *, dim: int = 64, steps: int = 100) -> "pd.DataFrame":
+def wire_costs(processes: Iterable[int] = (2, 4), *, dim: int = 64, steps: int = 100) -> pd.DataFrame:
     """Bytes that an update puts on the wire, by the loopback's counter (Linux), beside the bytes of the batch.
 
     Returns:
         A row for each number of processes: ``bytes_per_step`` over all processes, ``bytes_of_batch`` (indices and
         embeddings once), their ``ratio``, and ``milliseconds`` of an update.
     """
-    import pandas as pd
 
     rows = []
     for count in processes:

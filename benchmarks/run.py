@@ -17,37 +17,14 @@ from tqdm.auto import tqdm
 
 from bonlib.study.records import write_bench
 
-
-def batches(largest: int, device: str) -> pd.DataFrame:
-    return costs.batch_costs([10**k for k in range(4, 9) if 10**k <= largest])
-
-
-def samplers(largest: int, device: str) -> pd.DataFrame:
-    return costs.sampler_costs([k for k in (1_000, 10_000, 100_000, 1_000_000) if 4 * k <= largest])
-
-
-def hashing(largest: int, device: str) -> pd.DataFrame:
-    return costs.hash_costs()
-
-
-def steps(largest: int, device: str) -> pd.DataFrame:
-    return costs.step_costs(device=device)
-
-
-def variants(largest: int, device: str) -> pd.DataFrame:
-    return costs.step_variants()
-
-
-def evaluation(largest: int, device: str) -> pd.DataFrame:
-    return costs.evaluation_costs(min(100_000, largest))
-
-
-def wire(largest: int, device: str) -> pd.DataFrame:
-    return costs.wire_costs()
-
-
 MEASURED: dict[str, Callable[[int, str], pd.DataFrame]] = {
-    function.__name__: function for function in (batches, samplers, hashing, steps, variants, evaluation, wire)
+    "batches": lambda largest, _: costs.batch_costs([10**k for k in range(4, 9) if 10**k <= largest]),
+    "samplers": lambda largest, _: costs.sampler_costs([10**k for k in range(3, 7) if 4 * 10**k <= largest]),
+    "hashing": lambda largest, _: costs.hash_costs(),
+    "steps": lambda _, device: costs.step_costs(device=device),
+    "variants": lambda *_: costs.step_variants(),
+    "evaluation": lambda largest, _: costs.evaluation_costs(min(100_000, largest)),
+    "wire": lambda *_: costs.wire_costs(),
 }
 
 

@@ -155,22 +155,15 @@ def field() -> str:
     """Every method from a trained encoder, best first, a table a data set."""
     parts = []
     for name, group in _warm().items():
-        table, costs = against(group, "validation.recall@1", "two stages"), cost_table(group)
-        means = group.groupby("method")[["validation.recall@1", "validation.map@r"]].mean()
-        rows = []
-        for method, (recall, precision) in means.sort_values("validation.recall@1", ascending=False).iterrows():
-            lead = lead_of(table, method)
-            label = f"**{method}**" if method in ("first stage", "two stages") else method
-            of = group[group["method"] == method]
-            looks = of["miner_stats.looks"].fillna(of["fill"].astype(int)) if "miner_stats.looks" in of else of["fill"]
-            spent = f"{costs.loc[method, 'draw'] + costs.loc[method, 'hash']:.1f}"
-            errors = fewer(recall, means.loc["random", "validation.recall@1"])
-            rows.append(
-                [label, f"{recall:.3f}", f"{precision:.3f}", errors, spent, f"{looks.astype(float).mean():.0f}", lead]
-            )
-        header = "method | R@1 | MAP@R | fewer errors than random | draw and hash, ms a step | looks at all the data"
-        header += " | two stages lead by, points"
-        parts.append(f"### {NAMES[name]}\n\n{markdown(header, rows)}")
+        costs, of = cost_table(group), group.groupby("method")
+        errors = of["validation.recall@1"].mean()
+        looks = group["miner_stats.looks"].fillna(group["fill"].astype(int)).groupby(group["method"]).mean()
+        more = {
+            "fewer errors than random": errors.map(lambda value, random=errors["random"]: fewer(value, random)),
+            "draw and hash, ms a step": (costs["draw"] + costs["hash"]).map("{:.1f}".format),
+            "looks at all the data": looks.map("{:.0f}".format),
+        }
+        parts.append(f"### {NAMES[name]}\n\n{ranked(group, 'two stages', more)}")
     return "\n\n".join(parts)
 
 

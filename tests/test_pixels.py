@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageFile
 
 from bonlib import load_dataset
-from bonlib.datasets.files import BrokenImage, ImageFiles, image_suffixes
+from bonlib.datasets.files import BrokenImage, ImageFiles, opens
 
 RAMP = np.linspace(0, 65535, 1024).reshape(32, 32).astype(np.uint16)  # from black to white
 EIGHT = (RAMP / 257).round().astype(np.uint8)
@@ -148,5 +148,5 @@ def test_a_file_that_can_be_read_later_is_read_then_and_kept(folders, monkeypatc
 
 
 def test_suffixes_are_those_that_pillow_opens():
-    assert {".jpg", ".png", ".webp", ".tiff", ".jp2", ".pgm", ".tga", ".avif"} <= image_suffixes()
-    assert not {".pdf", ".mpg", ".h5", ".txt", ".npy", ""} & image_suffixes()
+    assert all(map(opens, [".jpg", ".png", ".webp", ".tiff", ".jp2", ".pgm", ".tga", ".avif"]))
+    assert not any(map(opens, [".pdf", ".mpg", ".h5", ".txt", ".npy", ""]))

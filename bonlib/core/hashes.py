@@ -80,21 +80,7 @@ class _Autoencoder(Hash):
         return error.detach(), gradient
 
 
-class _Untied(_Autoencoder):
-    """With a decoder of its own; its gradient is in closed form, a quarter of the time of autograd."""
-
-    def gradient(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean squared error of rows ``(batch, dim)``, and its gradient as the flat weights."""
-        encoder, decoder, bias = self.split(self.tensors["weights"])
-        hidden = rows @ encoder  # (batch, bits)
-        residual = torch.addmm(bias, hidden, decoder) - rows  # (batch, dim)
-        slope = residual * (2 / residual.numel())
-        by_encoder = rows.T @ (slope @ decoder.T)  # (dim, bits)
-        by_decoder = hidden.T @ slope  # (bits, dim)
-        return residual.square().mean(), torch.cat([by_encoder.flatten(), by_decoder.flatten(), slope.sum(dim=0)])
-
-
-class OnlineAutoencoder(_Untied):
+class OnlineAutoencoder(_Autoencoder):
     """A linear autoencoder ``dim → bits → dim``, trained on embeddings as they pass; its centred signs are the code.
 
     One Adam step a batch on the mean squared reconstruction error. The code of a sample is the sign of its hidden
@@ -119,6 +105,16 @@ class OnlineAutoencoder(_Untied):
         >>> hasher.encode(data).unique().numel()
         16
     """
+
+    def gradient(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean squared error of rows ``(batch, dim)``, and its gradient as the flat weights."""
+        encoder, decoder, bias = self.split(self.tensors["weights"])
+        hidden = rows @ encoder  # (batch, bits)
+        residual = torch.addmm(bias, hidden, decoder) - rows  # (batch, dim)
+        slope = residual * (2 / residual.numel())
+        by_encoder = rows.T @ (slope @ decoder.T)  # (dim, bits)
+        by_decoder = hidden.T @ slope  # (bits, dim)
+        return residual.square().mean(), torch.cat([by_encoder.flatten(), by_decoder.flatten(), slope.sum(dim=0)])
 
 
 class TiedAutoencoder(_Autoencoder):
@@ -150,7 +146,7 @@ class BinaryAutoencoder(_Autoencoder):
         return self.gradient_of(rows, reconstruct)
 
 
-class ShuffledAutoencoder(_Untied):
+class ShuffledAutoencoder(OnlineAutoencoder):
     """A control: the autoencoder's codes dealt out at random within the batch, so buckets of its sizes mean nothing."""
 
     def units(self, rows: Tensor) -> Tensor:

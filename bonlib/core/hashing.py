@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bonlib.core.checks import all_or_nothing, own_state, real_number, rows_of, whole_number
+from bonlib.core.kernels import read_codes
 from bonlib.core.table import MAX_BITS
 
 _REMEMBERED = 5  # batches whose usual length is remembered; the lower median of them is trusted
@@ -19,17 +20,6 @@ _FAR, _TINY = 4.0, 1e-3  # times the scale: nothing is learned from rows that ar
 _EXACT = 126  # within so many powers of two float32 divides by the scale as exactly as float64
 _MANY = 512  # rows from which torch finds their median faster than a sorted list
 _SLOWEST = 0.01  # weight of a batch in the running mean, once there were a hundred
-
-
-def pack(bits: Tensor) -> Tensor:
-    """Pack boolean ``(batch, bits)`` into int64 codes ``(batch,)``; column 0 is the lowest bit.
-
-    Example:
-        >>> pack(torch.tensor([[True, False, True]])).tolist()
-        [5]
-    """
-    weights = 1 << torch.arange(bits.shape[1], device=bits.device)
-    return (bits * weights).sum(dim=1)
 
 
 class Hash(ABC):
@@ -145,7 +135,7 @@ class Hash(ABC):
 
     def encode(self, embeddings: Any) -> Tensor:
         """Codes of embeddings: ``(batch, dim)`` to ``(batch,)`` int64 in ``0 .. 2**bits - 1``, on the CPU."""
-        return pack(self.project(embeddings) > 0)
+        return torch.from_numpy(read_codes(self.project(embeddings).float().numpy())[0])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next code depends on."""

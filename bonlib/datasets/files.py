@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +27,6 @@ class BrokenImage(OSError):
     """An image file that cannot be read to its end."""
 
 
-def image_suffixes() -> frozenset[str]:
-    """Suffixes of the formats that Pillow can open now, in lower case; plugins add to them."""
-    from PIL import Image
-
-    known = Image.registered_extensions()  # first, for it fills Image.OPEN
-    return _opened(len(known), len(Image.OPEN))
-
-
-@cache
-def _opened(*counts: int) -> frozenset[str]:
-    """For as long as nothing is registered anew."""
-    from PIL import Image
-
-    known = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, name in known if name in Image.OPEN and name not in _NAMED_ONLY)
-
-
-def decoder_settings() -> list[Any]:
-    """Settings of Pillow that decide what a file decodes to."""
-    from PIL import ImageFile
-
-    return [ImageFile.LOAD_TRUNCATED_IMAGES]
-
-
 def why_no_image(path: Path) -> str | None:
     """Why a file is left out of a set of images, or ``None`` where it is one by its name."""
     if path.name.startswith("."):
@@ -63,8 +39,15 @@ def why_no_image(path: Path) -> str | None:
         return "folder without images"
     if not path.is_file():
         return "no file"
-    suffix = path.suffix.lower()
-    return None if suffix in image_suffixes() else f"suffix {suffix or 'missing'}"
+    return None if opens(suffix := path.suffix.lower()) else f"suffix {suffix or 'missing'}"
+
+
+def opens(suffix: str) -> bool:
+    """Whether Pillow can open files of this suffix, in lower case, now; plugins add to them."""
+    from PIL import Image
+
+    name = Image.registered_extensions().get(suffix)  # first, for it fills Image.OPEN
+    return name in Image.OPEN and name not in _NAMED_ONLY
 
 
 def file_digest(path: str) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bonlib.core.checks import real_number
 from bonlib.datasets.cache import cache_file, cached_arrays, write_cache
-from bonlib.datasets.files import BrokenImage, ImageFiles, decoder_settings, file_digest
+from bonlib.datasets.files import BrokenImage, ImageFiles, file_digest
 from bonlib.datasets.images import ImageSet
 from bonlib.datasets.splits import SPLITS, Split, check_split, seed_of_split, split_identities
 from bonlib.datasets.transforms import Augmentation, Statistics, make_transform
@@ -246,11 +246,13 @@ def rows_of(table: "pd.DataFrame", split: Split, validation: float, seed: int) -
 
 def _decoded(files: ImageFiles, in_memory: bool | None, *, check: bool) -> tuple[Tensor | ImageFiles, list[str]]:
     """The files as a tensor where they fit, and what is wrong with each file, as far as it was looked at."""
+    from PIL import ImageFile
+
     whole = int(np.prod(files.shape)) <= _MOST_IN_MEMORY if in_memory is None else in_memory
     if not (whole or check):
         return files, []
     stamps = [[path, stat.st_size, stat.st_mtime_ns] for path in files.paths for stat in [_stat(path)]]
-    options = [_VERSION, files.size, files.color, whole, stamps, decoder_settings()]
+    options = [_VERSION, files.size, files.color, whole, stamps, [ImageFile.LOAD_TRUNCATED_IMAGES]]
 
     def make() -> dict[str, NDArray[Any]]:
         images, lines = files.read_all()

@@ -1,9 +1,9 @@
 """What the notebooks measure about negatives, codes and buckets: arrays in, DataFrames out."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -16,9 +16,6 @@ from bonlib.core.means import class_means
 from bonlib.core.miner import Miner
 from bonlib.datasets.labelled import LabelledSet
 from bonlib.training.embed import embed
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def bag_of(miner: Miner) -> BagOfNegatives | None:
@@ -35,7 +32,7 @@ def zero_loss_shares(
     margin: float = 0.2,
     anchors: int = 500,
     seed: int = 0,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """How often a negative gives no gradient, when there are so and so many identities to draw it from.
 
     Identities are drawn at random; anchors and positives are the same draws for all three kinds of negative.
@@ -52,8 +49,6 @@ def zero_loss_shares(
         One row for each number: ``identities``; the share of triplets with zero loss when the negative is
         ``random``, the hardest of 128 random ones (``batch``), and the ``hardest`` of all.
     """
-    import pandas as pd
-
     rng = np.random.default_rng(seed)
     classes, rows = labels.unique().numpy(), []
     for count in identities:
@@ -79,14 +74,12 @@ def zero_loss_shares(
     return pd.DataFrame(rows)
 
 
-def drawn_distances(miner: Miner, embeddings: Tensor, count: int = 2000) -> "pd.DataFrame":
+def drawn_distances(miner: Miner, embeddings: Tensor, count: int = 2000) -> pd.DataFrame:
     """How hard the negatives of a miner are: distances from anchors to a random positive, and to a drawn negative.
 
     Returns:
         A row for each of ``count`` anchors: ``positive`` and ``negative``.
     """
-    import pandas as pd
-
     anchors, rng = miner.draw_anchors(count), np.random.default_rng(miner.seed)
     own = [miner.samples_of(c) for c in miner.class_of[anchors]]
     positives = [rng.choice(ids[ids != a] if len(ids) > 1 else ids) for ids, a in zip(own, anchors, strict=True)]
@@ -101,14 +94,12 @@ def bit_balance(hasher: Hash, embeddings: Tensor) -> NDArray[np.float64]:
 
 def same_bucket_by_distance(
     hasher: Hash, embeddings: Tensor, *, pairs: int = 400_000, bins: int = 20, seed: int = 0
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """Probability that two samples share a bucket, against the distance of their embeddings.
 
     Returns:
         One row a bin of distances that holds at least 50 pairs: ``distance`` (middle), ``probability``, ``pairs``.
     """
-    import pandas as pd
-
     rng = np.random.default_rng(seed)
     codes = hasher.encode(embeddings)
     # Half of the pairs at random, half between near neighbours in a random projection, so that short distances occur.
@@ -132,14 +123,12 @@ def same_bucket_by_distance(
 
 def compare_bits(
     labels: Tensor, embeddings: Tensor, bits: Iterable[int], *, passes: int = 2, seed: int = 0
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """Bags of different code lengths over the same embeddings, each after its hash learned and its table filled.
 
     Returns:
         One row for each length: ``bits``, ``entropy_bits``, and what :func:`bag_quality` measures.
     """
-    import pandas as pd
-
     rows = []
     for length in bits:
         bag = BagOfNegatives.as_published(
@@ -154,7 +143,7 @@ def compare_bits(
 def bag_quality(
     bag: BagOfNegatives, embeddings: Tensor, *, k: int = 10, anchors: int = 1000, seed: int = 0
 ) -> dict[str, float]:
-    """A bag of negatives against the exact nearest negatives over the whole data set (faiss).
+    """A bag of negatives against the exact nearest negatives over the whole data set.
 
     Args:
         bag: a bag whose table holds the samples.
@@ -172,16 +161,12 @@ def bag_quality(
     Raises:
         ValueError: if there is not one embedding for each sample, or every bag is empty.
     """
-    import faiss
-
     if len(embeddings) != bag.num_samples:
         raise ValueError(
             f"embeddings has length {len(embeddings)}; give one row for each of {bag.num_samples} samples."
         )
     rng = np.random.default_rng(seed)
-    vectors = np.ascontiguousarray(centred(embeddings.detach().cpu(), scaled=True).float().numpy())
-    index = faiss.IndexFlatL2(vectors.shape[1])
-    index.add(vectors)  # pyright: ignore[reportCallIssue]
+    vectors = centred(embeddings.detach().cpu(), scaled=True).float().numpy()
     sizes = {i: len(bag.negatives(i)) for i in rng.permutation(bag.num_samples)[: 2 * anchors]}
     chosen = [i for i, size in sizes.items() if size][:anchors]
     if not chosen:
@@ -190,12 +175,9 @@ def bag_quality(
     for i in chosen:
         members = bag.negatives(i)
         others = np.flatnonzero(bag.class_of != bag.class_of[i])
-        own = bag.num_samples - len(others)
-        _, near = index.search(vectors[i : i + 1], min(k + own, bag.num_samples))  # pyright: ignore[reportCallIssue]
-        nearest = near[0][bag.class_of[near[0]] != bag.class_of[i]][:k]
-        found.append(np.isin(nearest, members).mean())
-        by_chance.append(len(members) / len(others))
         distances = np.square(vectors - vectors[i]).sum(axis=1)
+        found.append(np.isin(others[np.argsort(distances[others])[:k]], members).mean())
+        by_chance.append(len(members) / len(others))
         drawn = rng.choice(members)
         rank.append((distances[others] < distances[drawn]).mean())
     return {

@@ -1,6 +1,4 @@
 """Look into buckets: an anchor, its code, its bag and the truth by exact search, as a figure or to click through."""
-# ipywidgets' traits are typed more loosely than they behave:
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -115,7 +114,7 @@ def look(story: Story, anchor: int, moment: int = -1, *, nearest: int = 12) -> V
     return View(anchor, seen.step, bits, bag, rank[bag], own, order[:nearest], len(order))
 
 
-def over_time(story: Story, *, anchors: int = 200, margin: float = 0.2, seed: int = 0) -> "pd.DataFrame":
+def over_time(story: Story, *, anchors: int = 200, margin: float = 0.2, seed: int = 0) -> pd.DataFrame:
     """What bags are worth at each moment: a negative is drawn from the bag of some anchors, and one at random.
 
     Args:
@@ -129,8 +128,6 @@ def over_time(story: Story, *, anchors: int = 200, margin: float = 0.2, seed: in
         negative among all by distance, from 1, and ``rank by chance``; the share of triplets with a random positive
         that are ``active``, and the same with random negatives, ``active by chance``.
     """
-    import pandas as pd
-
     labels, rows = story.dataset.labels.numpy(), []
     columns = ["negatives", "rank", "rank by chance", "active", "active by chance"]
     for moment, seen in enumerate(story.moments):

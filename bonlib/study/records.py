@@ -11,17 +11,15 @@ from collections.abc import Mapping, Set
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 
 from bonlib.core.paths import project_dir, results_dir, write_atomically
 from bonlib.datasets import content_key, has_content
 from bonlib.datasets.files import file_digest
 from bonlib.study.names import method_name
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _FORMAT = 1  # of a record; older ones do not state it
 # Settings that older records do not have: where they are unset, they do not count.
@@ -120,7 +118,7 @@ def find_run(config: Mapping[str, Any], sweep: str) -> dict[str, Any] | None:
     return None if "error" in record else record
 
 
-def load_runs(sweep: str, dataset: str | None = None) -> "pd.DataFrame":
+def load_runs(sweep: str, dataset: str | None = None) -> pd.DataFrame:
     """All runs of a sweep, one a row: config, final metrics, miner statistics, seconds by part, provenance, error.
 
     Args:
@@ -135,8 +133,6 @@ def load_runs(sweep: str, dataset: str | None = None) -> "pd.DataFrame":
     Raises:
         ValueError: if there are runs, but none on that data set.
     """
-    import pandas as pd
-
     rows = []
     for record in _records(sweep, dataset):
         row = {"key": record["key"], **record["config"], "error": record.get("error")}
@@ -150,79 +146,37 @@ def load_runs(sweep: str, dataset: str | None = None) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def load_history(sweep: str, dataset: str | None = None) -> "pd.DataFrame":
+def load_history(sweep: str) -> pd.DataFrame:
     """What the runs of a sweep measured on the way, one evaluation a row, with the config of the run.
 
     ``loss`` is the config's, its name; the mean loss of the steps since the last evaluation is ``mean_loss``.
-
-    Args:
-        sweep: folder below the results directory.
-        dataset: only runs on this data set.
-
-    Raises:
-        ValueError: if there are runs, but none on that data set.
     """
-    import pandas as pd
-
     rows = []
-    for record in _records(sweep, dataset):
+    for record in _records(sweep):
         for point in record.get("history", []):
             known = {"mean_loss": point.get("loss"), "key": record["key"], "method": _method(record["config"])}
             rows.append(point | known | record["config"])
     return pd.DataFrame(rows)
 
 
-def load_galleries(sweep: str, dataset: str | None = None) -> "pd.DataFrame":
-    """Recall by gallery size of the runs of a sweep, on the test classes: one gallery a row, with the run's config.
-
-    Args:
-        sweep: folder below the results directory.
-        dataset: only runs on this data set.
-
-    Raises:
-        ValueError: if there are runs, but none on that data set.
-    """
-    import pandas as pd
-
-    records = _records(sweep, dataset)
+def load_galleries(sweep: str) -> pd.DataFrame:
+    """Recall by gallery size of the runs of a sweep, on the test classes: one gallery a row, with the run's config."""
     return pd.DataFrame([
         entry | {"method": _method(record["config"])} | record["config"]
-        for record in records
+        for record in _records(sweep)
         for entry in record.get("galleries", [])
     ])  # fmt: skip
 
 
-def mean_curve(*sweeps: str, dataset: str, miner: str = "random", form: str = "set") -> "pd.DataFrame":
-    """The mean validation curve of a miner's recorded runs, to draw beside another run.
-
-    Args:
-        *sweeps: folders below the results directory; a later one goes on where an earlier one ends.
-        dataset: of the runs.
-        miner: of the runs.
-        form: of the runs.
-
-    Returns:
-        ``step``, ``recall@1`` and ``map@r``, means over seeds; empty where no such run is recorded.
-    """
-    import pandas as pd
-
-    columns, wanted = ["step", "recall@1", "map@r"], {"dataset": dataset, "miner": miner, "form": form}
-    parts, last = [pd.DataFrame(columns=columns, dtype=float)], -1
-    for sweep in sweeps:
-        points = [
-            {name: point[name] for name in columns}
-            for record in _records(sweep, None)
-            if wanted.items() <= record["config"].items() and not record.get("error")
-            for point in record.get("history", [])
-            if point["step"] > last
-        ]
-        if points:
-            parts.append(pd.DataFrame(points).groupby("step").mean().reset_index())  # pyright: ignore
-            last = max(point["step"] for point in points)
-    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+def mean_curve(sweep: str, dataset: str, form: str) -> pd.DataFrame:
+    """``step``, ``recall@1`` and ``map@r`` of a sweep's random batches, means over seeds; may be empty."""
+    wanted = {"dataset": dataset, "miner": "random", "form": form}
+    history = load_history(sweep).reindex(columns=[*wanted, "step", "recall@1", "map@r"])
+    chosen = history[(history[list(wanted)] == list(wanted.values())).all(axis=1)]
+    return chosen.groupby("step")[["recall@1", "map@r"]].mean().reset_index()  # pyright: ignore
 
 
-def write_bench(name: str, table: "pd.DataFrame") -> Path:
+def write_bench(name: str, table: pd.DataFrame) -> Path:
     """Write measured costs to ``bench/<name>.json`` in the results directory, with versions, hardware and commit."""
     path = results_dir() / "bench" / f"{name}.json"
     record = {"format": _FORMAT, "provenance": provenance(), "rows": _without_nan(table.to_dict("records"))}
@@ -230,15 +184,13 @@ def write_bench(name: str, table: "pd.DataFrame") -> Path:
     return path
 
 
-def load_bench(name: str) -> "pd.DataFrame":
+def load_bench(name: str) -> pd.DataFrame:
     """Measured costs that :func:`write_bench` wrote; their ``attrs`` hold the provenance.
 
     Raises:
         FileNotFoundError: if they were not measured.
         ValueError: if the file is damaged, no record, or of a newer version.
     """
-    import pandas as pd
-
     path = results_dir() / "bench" / f"{name}.json"
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("[!.]*.json"))) or "none"
@@ -272,7 +224,7 @@ def _method(config: Mapping[str, Any]) -> str:
     return config.get("name") or method_name(*named)
 
 
-def _records(sweep: str, dataset: str | None) -> list[dict[str, Any]]:
+def _records(sweep: str, dataset: str | None = None) -> list[dict[str, Any]]:
     records = [_read(path) for path in sorted(sweep_dir(sweep).glob("[!.]*.json"))]
     chosen = [record for record in records if dataset in (None, record["config"].get("dataset"))]
     if records and not chosen:

@@ -6,6 +6,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -44,7 +45,7 @@ def data_uri(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
-def lookalikes_page(dataset: LabelledSet, encoder: str, pairs: "pd.DataFrame", samples: "pd.DataFrame") -> bytes:
+def lookalikes_page(dataset: LabelledSet, encoder: str, pairs: pd.DataFrame, samples: pd.DataFrame) -> bytes:
     """Both tables of :mod:`bonlib.lookalikes` as a page, with what their ratios mean."""
     body = (
         f"<p>{html.escape(repr(dataset))}, by the encoder {html.escape(encoder)}.</p>"
@@ -56,7 +57,7 @@ def lookalikes_page(dataset: LabelledSet, encoder: str, pairs: "pd.DataFrame", s
     return page("Look-alikes", body)
 
 
-def named(table: "pd.DataFrame", dataset: LabelledSet) -> "pd.DataFrame":
+def named(table: pd.DataFrame, dataset: LabelledSet) -> pd.DataFrame:
     """A table of :mod:`bonlib.lookalikes` with names for labels, and paths or strings beside the numbers of samples."""
     table = table.copy()
     texts = {"path": dataset.attributes.get("path"), "string": getattr(dataset, "strings", None)}
@@ -69,7 +70,7 @@ def named(table: "pd.DataFrame", dataset: LabelledSet) -> "pd.DataFrame":
     return table
 
 
-def _rows_of(table: "pd.DataFrame", dataset: LabelledSet) -> str:
+def _rows_of(table: pd.DataFrame, dataset: LabelledSet) -> str:
     """A table of :mod:`bonlib.lookalikes` as HTML, with the images of each row where there are any."""
     ids = table[[name for name in table if str(name).endswith("sample")]].to_numpy(copy=True)
     shown = named(table, dataset).round(3)

@@ -4,12 +4,10 @@
 # pyright: reportIndexIssue=false
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
 _ROUNDING = 1e-12  # differences that arithmetic makes
 _LEVEL = 0.05  # of significance, over all comparisons of a table
@@ -66,7 +64,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     return Interval(mean, mean - half, mean + half, len(array))
 
 
-def summary(runs: "pd.DataFrame", by: Sequence[str], columns: Sequence[str]) -> "pd.DataFrame":
+def summary(runs: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
     """Mean ± half width of the 95 % interval over seeds, as text, for each group of runs.
 
     Args:
@@ -78,7 +76,7 @@ def summary(runs: "pd.DataFrame", by: Sequence[str], columns: Sequence[str]) -> 
     return table.assign(seeds=runs.groupby(list(by), sort=False)["seed"].nunique())
 
 
-def paired_difference(first: "pd.DataFrame", second: "pd.DataFrame", column: str) -> Difference:
+def paired_difference(first: pd.DataFrame, second: pd.DataFrame, column: str) -> Difference:
     """Mean of ``first - second`` with its 95 % interval and a paired t-test, over the seeds that both have.
 
     Args:
@@ -136,7 +134,7 @@ def verdicts(differences: Sequence[Difference]) -> list[tuple[str, float]]:
     return said
 
 
-def _one_budget(runs: "pd.DataFrame", name: str) -> None:
+def _one_budget(runs: pd.DataFrame, name: str) -> None:
     """Refuse to compare runs of several data sets or lengths.
 
     Raises:
@@ -149,15 +147,13 @@ def _one_budget(runs: "pd.DataFrame", name: str) -> None:
             raise ValueError(f"{name} has runs of {sorted(set(runs[column].dropna().tolist()))} {what}.")
 
 
-def _devices(runs: "pd.DataFrame") -> list[str]:
+def _devices(runs: pd.DataFrame) -> list[str]:
     """Those of the runs; the seconds of several cannot be compared."""
     return sorted(runs["device"].unique()) if "device" in runs else []
 
 
-def _compared(rows: list[dict[str, Any]], differences: list[Difference], lead: str) -> "pd.DataFrame":
+def _compared(rows: list[dict[str, Any]], differences: list[Difference], lead: str) -> pd.DataFrame:
     """A table of comparisons with the columns that all of them have."""
-    import pandas as pd
-
     for row, found, (verdict, p) in zip(rows, differences, verdicts(differences), strict=True):
         row |= {lead: found.mean, "low": found.low, "high": found.high, "p": p, "seeds": found.seeds}
         row |= {"verdict": verdict}
@@ -166,7 +162,7 @@ def _compared(rows: list[dict[str, Any]], differences: list[Difference], lead: s
     return pd.DataFrame(rows)
 
 
-def against(runs: "pd.DataFrame", column: str, method: str) -> "pd.DataFrame":
+def against(runs: pd.DataFrame, column: str, method: str) -> pd.DataFrame:
     """What a method is ahead of each other one, paired by seed, with Holm's correction over the table.
 
     Args:
@@ -195,7 +191,7 @@ def against(runs: "pd.DataFrame", column: str, method: str) -> "pd.DataFrame":
     return table if table.empty else table.sort_values("value", ascending=False).set_index("method")
 
 
-def of_shared_seeds(runs: "pd.DataFrame") -> "pd.DataFrame":
+def of_shared_seeds(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of those seeds that every method has, so that means of methods can be compared.
 
     Args:
@@ -214,8 +210,8 @@ def of_shared_seeds(runs: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def leads_by(
-    runs: "pd.DataFrame", by: str, column: str = "metrics.recall@1", *, miner: str = "bag", baseline: str = "random"
-) -> "pd.DataFrame":
+    runs: pd.DataFrame, by: str, column: str = "metrics.recall@1", *, miner: str = "bag", baseline: str = "random"
+) -> pd.DataFrame:
     """What a miner is ahead of a baseline in each group of runs, such as data sets, paired by seed.
 
     Args:
@@ -251,7 +247,7 @@ def leads_by(
     return _compared(rows, differences, "lead").sort_values("identities", kind="stable").set_index(by)
 
 
-def ahead_of(history: "pd.DataFrame", method: str, metric: str = "recall@1") -> "pd.DataFrame":
+def ahead_of(history: pd.DataFrame, method: str, metric: str = "recall@1") -> pd.DataFrame:
     """The others of a history with the column ``lead``: what each is ahead of a method's run of that seed and step.
 
     Raises:
@@ -266,8 +262,8 @@ def ahead_of(history: "pd.DataFrame", method: str, metric: str = "recall@1") -> 
 
 
 def time_to_accuracy(
-    runs: "pd.DataFrame", history: "pd.DataFrame", metric: str = "recall@1", baseline: str = "random sets + batch-hard"
-) -> "pd.DataFrame":
+    runs: pd.DataFrame, history: pd.DataFrame, metric: str = "recall@1", baseline: str = "random sets + batch-hard"
+) -> pd.DataFrame:
     """Steps and seconds of training until a run first reaches what the baseline reached at best.
 
     The target is the baseline's best validation value, averaged over seeds. A run that never
@@ -287,8 +283,6 @@ def time_to_accuracy(
     Raises:
         ValueError: if the baseline has no run, or a run has no history.
     """
-    import pandas as pd
-
     _one_budget(runs, "The table")
     history = history.loc[history["key"].isin(runs["key"])] if len(history) else history
     known = set(history["method"]) if len(history) else set()
@@ -312,7 +306,7 @@ def time_to_accuracy(
     return medians.assign(target=target, reached=groups["reached"].sum(), seeds=groups.size())
 
 
-def cost_table(runs: "pd.DataFrame") -> "pd.DataFrame":
+def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Milliseconds of a step by part, the miner's share of it, and the peak of memory in GiB, means over seeds.
 
     Returns:

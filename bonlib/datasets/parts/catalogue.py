@@ -38,7 +38,7 @@ class Source:
     names: list[str]  # of the parts, sorted
     up: tuple[float, float, float]
     geometry: Callable[[str], tuple[NDArray[np.float64], NDArray[np.int32]]]  # raises MissingPart
-    palette: list[ldraw.Colour]  # empty where parts have no colour of their own choice
+    palette: list[int]  # empty where parts have no colour of their own choice
 
 
 def parts(
@@ -301,13 +301,11 @@ def _by_shards(
     return done
 
 
-def _colours_of(
-    part: str, own_colours: NDArray[np.int32], palette: list[ldraw.Colour], count: int, seed: int
-) -> list[int]:
+def _colours_of(part: str, own_colours: NDArray[np.int32], palette: list[int], count: int, seed: int) -> list[int]:
     """Colours that a part comes in, drawn by its name among those far from its pattern's; -1 where it has none."""
     if not palette or not (own_colours == ldraw.OWN).any():
         return [-1]
-    choice = np.array([colour.rgb for colour in palette])
+    choice = np.array(palette)
     pattern = np.unique(own_colours[own_colours != ldraw.OWN])
     if len(pattern):
         apart = np.abs(_rgb(choice)[:, None] - _rgb(pattern)).sum(axis=2).min(axis=1)  # (palette,)
@@ -317,9 +315,9 @@ def _colours_of(
     return np.sort(rng.permutation(choice)[:count]).tolist()
 
 
-def _well_separated(colours: list[ldraw.Colour], count: int) -> list[ldraw.Colour]:
+def _well_separated(colours: list[int], count: int) -> list[int]:
     """A choice of colours, each the farthest from those chosen before it."""
-    rgb = _rgb(np.array([colour.rgb for colour in colours]))
+    rgb = _rgb(np.array(colours))
     chosen = [0]
     apart = np.full(len(colours), np.inf)
     while len(chosen) < min(count, len(colours)):

@@ -6,7 +6,6 @@ import zipfile
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +21,6 @@ _CURE = (
     "macOS and Windows: unpack complete.zip of library.ldraw.org, or give the zip itself. Give root, or set LDRAWDIR. "
     "Licence: LDraw.org Parts Library, CC BY 4.0"
 )
-
-
-class Colour(NamedTuple):
-    """An opaque colour of the library."""
-
-    name: str
-    rgb: int  # 0xRRGGBB
 
 
 class Library:
@@ -95,8 +87,8 @@ class Library:
                 found[name.removeprefix("parts/")] = title
         return found
 
-    def colours(self) -> list[Colour]:
-        """The opaque plain colours, by name.
+    def colours(self) -> list[int]:
+        """The opaque plain colours, 0xRRGGBB, by name.
 
         Raises:
             MissingPart: if the library has no ``LDConfig.ldr``.
@@ -106,7 +98,7 @@ class Library:
             match = re.match(r"0 !COLOUR (\S+) +CODE +(\d+) +VALUE +#([0-9A-Fa-f]{6}) +EDGE +\S+ *(.*)", line)
             if match and not match[4].strip() and int(match[2]) not in (_OWN_CODE, _EDGE_CODE):
                 found.setdefault(int(match[3], 16), match[1])
-        return [Colour(name, rgb) for rgb, name in sorted(found.items(), key=lambda item: item[1])]
+        return sorted(found, key=found.__getitem__)
 
     @cached_property
     def _palette(self) -> dict[int, int]:

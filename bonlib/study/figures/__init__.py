@@ -19,35 +19,3 @@ from bonlib.study.figures.run import seconds_by_part, training_curves
 from bonlib.study.figures.style import save_figure, use_style
 
 use_style()
-
-__all__ = [
-    "active_over_training",
-    "arrivals",
-    "bit_balance",
-    "bits_compared",
-    "buckets_in_the_plane",
-    "churn_over_training",
-    "costs",
-    "curves_by_dataset",
-    "distances_drawn",
-    "embedding_map",
-    "final_scores",
-    "flipped_bits",
-    "hash_over_training",
-    "image_grid",
-    "leads",
-    "leads_over_identities",
-    "occupancy",
-    "opponents",
-    "over",
-    "recall_over_gallery",
-    "retrievals",
-    "same_bucket",
-    "save_figure",
-    "seconds_by_part",
-    "show_image",
-    "side_by_side",
-    "training_curves",
-    "window_in_the_plane",
-    "zero_loss",
-]

@@ -5,21 +5,19 @@
 
 from collections.abc import Mapping
 from math import comb
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from bonlib.study.figures.style import ACCENTS, INK, MINER_COLOURS, MUTED
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-
-def hash_over_training(history: "pd.DataFrame") -> Figure:
+def hash_over_training(history: pd.DataFrame) -> Figure:
     """Entropy, churn and filled share of a bag over training, side by side."""
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.0))
     steps, bits = history["step"], float(history["miner.bits"].iloc[0])
@@ -37,7 +35,7 @@ def hash_over_training(history: "pd.DataFrame") -> Figure:
     return figure
 
 
-def churn_over_training(history: "pd.DataFrame") -> Figure:
+def churn_over_training(history: pd.DataFrame) -> Figure:
     """Share of codes that have changed when they are seen again, a line a data set and loss, mean over seeds."""
     figure, ax = plt.subplots(figsize=(6.4, 3.0))
     colours = (MINER_COLOURS["bag"], MINER_COLOURS["random"], *ACCENTS)
@@ -84,7 +82,7 @@ def flipped_bits(flips: Mapping[str, NDArray[np.integer[Any]]], bits: int) -> Fi
     return figure
 
 
-def same_bucket(curves: Mapping[str, "pd.DataFrame"]) -> Figure:
+def same_bucket(curves: Mapping[str, pd.DataFrame]) -> Figure:
     """Probability of sharing a bucket against distance, one line a hash; it ends where no pair did."""
     figure, ax = plt.subplots(figsize=(6.4, 3.6))
     for (name, curve), colour, marker in zip(curves.items(), (MINER_COLOURS["bag"], *ACCENTS), "os^Dv", strict=False):
@@ -95,7 +93,7 @@ def same_bucket(curves: Mapping[str, "pd.DataFrame"]) -> Figure:
     return figure
 
 
-def bits_compared(table: "pd.DataFrame", default: int) -> Figure:
+def bits_compared(table: pd.DataFrame, default: int) -> Figure:
     """What the number of bits does: size of a bag, nearest negatives found, rank of a drawn negative.
 
     Args:

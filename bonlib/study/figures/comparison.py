@@ -4,10 +4,11 @@
 # pyright: reportCallIssue=false, reportIndexIssue=false
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,14 +16,11 @@ from bonlib.study.figures.style import ACCENTS, FORM_DASHES, INK, MINER_COLOURS,
 from bonlib.study.names import method_name
 from bonlib.study.statistics import mean_interval
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 _AXES = {"images": "training images seen", "training_seconds": "training seconds, evaluation left out"}
 
 
 def opponents(
-    history: "pd.DataFrame", x: str, references: Sequence[str], metric: str = "recall@1", *, ylabel: str = ""
+    history: pd.DataFrame, x: str, references: Sequence[str], metric: str = "recall@1", *, ylabel: str = ""
 ) -> Figure:
     """A panel for each method: its curve over those of the references, which are drawn in every panel.
 
@@ -59,7 +57,7 @@ def opponents(
     return figure
 
 
-def _band(ax: Axes, runs: "pd.DataFrame", x: str, metric: str, name: str, linewidth: float = 1.5) -> None:
+def _band(ax: Axes, runs: pd.DataFrame, x: str, metric: str, name: str, linewidth: float = 1.5) -> None:
     points = [(group[x].mean(), *mean_interval(group[metric].tolist())[:3]) for _, group in runs.groupby("step")]
     at, mean, low, high = np.array(points).T
     colour = MINER_COLOURS.get(runs["miner"].iloc[0], MUTED)
@@ -69,7 +67,7 @@ def _band(ax: Axes, runs: "pd.DataFrame", x: str, metric: str, name: str, linewi
         ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def final_scores(runs: "pd.DataFrame", metric: str = "metrics.recall@1") -> Figure:
+def final_scores(runs: pd.DataFrame, metric: str = "metrics.recall@1") -> Figure:
     """A metric of all methods, the best on top: a dot a seed, a bar for the 95 % interval of the mean.
 
     Args:
@@ -127,7 +125,7 @@ def leads(tables: "Mapping[str, pd.DataFrame]", method: str) -> Figure:
     return figure
 
 
-def costs(table: "pd.DataFrame") -> Figure:
+def costs(table: pd.DataFrame) -> Figure:
     """Milliseconds of a step by part, one bar a method, cheapest on top.
 
     Args:
@@ -153,9 +151,7 @@ def costs(table: "pd.DataFrame") -> Figure:
     return figure
 
 
-def over(
-    runs: "pd.DataFrame", x: str, xlabel: str, metric: str = "validation.recall@1", *, log: bool = False
-) -> Figure:
+def over(runs: pd.DataFrame, x: str, xlabel: str, metric: str = "validation.recall@1", *, log: bool = False) -> Figure:
     """A metric against a setting, one line a miner: mean over seeds and its 95 % interval.
 
     Args:
@@ -182,7 +178,7 @@ def over(
     return figure
 
 
-def side_by_side(table: "pd.DataFrame", columns: Mapping[str, str], own: str) -> Figure:
+def side_by_side(table: pd.DataFrame, columns: Mapping[str, str], own: str) -> Figure:
     """What each method comes to, a panel a column: mean over seeds and its 95 % interval, best by the first on top.
 
     Args:
@@ -207,7 +203,7 @@ def side_by_side(table: "pd.DataFrame", columns: Mapping[str, str], own: str) ->
     return figure
 
 
-def arrivals(table: "pd.DataFrame") -> Figure:
+def arrivals(table: pd.DataFrame) -> Figure:
     """R@1 against steps, a line a method, the range of its seeds shaded; dashed where newcomers arrive.
 
     Args:

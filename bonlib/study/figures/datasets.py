@@ -4,19 +4,16 @@
 # pyright: reportCallIssue=false, reportIndexIssue=false
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
 
 from bonlib.study.figures.style import LOSS_DASHES, MINER_COLOURS, MUTED, count_axis, mean_and_range
 from bonlib.study.names import method_name
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-
-def curves_by_dataset(history: "pd.DataFrame", metric: str = "recall@1") -> Figure:
+def curves_by_dataset(history: pd.DataFrame, metric: str = "recall@1") -> Figure:
     """A validation metric against images seen: a panel a data set, a line a method, the range of its seeds shaded.
 
     Args:
@@ -43,7 +40,7 @@ def curves_by_dataset(history: "pd.DataFrame", metric: str = "recall@1") -> Figu
     return figure
 
 
-def _look(run: "pd.Series") -> tuple[str, str]:
+def _look(run: pd.Series) -> tuple[str, str]:
     """Colour and dash of a run: by its miner and loss, and whether its name says that it is a variant."""
     dash = "-." if "," in str(run["name"]) else LOSS_DASHES.get(run["loss"], "-")
     return MINER_COLOURS.get(run["miner"], MUTED), dash
@@ -69,7 +66,7 @@ def leads_over_identities(tables: "Mapping[str, pd.DataFrame]") -> Figure:
     return figure
 
 
-def recall_over_gallery(table: "pd.DataFrame") -> Figure:
+def recall_over_gallery(table: pd.DataFrame) -> Figure:
     """Recall against the size of the gallery: a panel a data set, a line a method, the range of its seeds shaded.
 
     Args:

@@ -1,7 +1,4 @@
 """Images: in rows, and what was found for a query."""
-# pandas is typed more loosely than it behaves:
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-# pyright: reportCallIssue=false, reportIndexIssue=false
 
 from collections.abc import Sequence
 from typing import Any

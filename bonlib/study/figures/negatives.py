@@ -4,20 +4,17 @@
 # pyright: reportCallIssue=false, reportIndexIssue=false
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from bonlib.study.figures.style import ACCENTS, FORM_DASHES, INK, MINER_COLOURS, MUTED
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-
-def zero_loss(shares: "pd.DataFrame") -> Figure:
+def zero_loss(shares: pd.DataFrame) -> Figure:
     """Share of triplets with zero loss against the number of identities, by kind of negative."""
     figure, ax = plt.subplots(figsize=(6.4, 3.8))
     lines = {
@@ -35,7 +32,7 @@ def zero_loss(shares: "pd.DataFrame") -> Figure:
     return figure
 
 
-def active_over_training(history: "pd.DataFrame") -> Figure:
+def active_over_training(history: pd.DataFrame) -> Figure:
     """Share of active tuples over training, one line a method: mean over seeds, the band from least to most.
 
     Args:
@@ -53,7 +50,7 @@ def active_over_training(history: "pd.DataFrame") -> Figure:
     return figure
 
 
-def distances_drawn(distances: Mapping[str, "pd.DataFrame"], margin: float) -> Figure:
+def distances_drawn(distances: Mapping[str, pd.DataFrame], margin: float) -> Figure:
     """Densities of the distances from anchors to their positives and, a line a miner, to their negatives.
 
     Args:

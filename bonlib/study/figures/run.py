@@ -1,23 +1,18 @@
 """One run: its curves, and where its time went."""
-# pandas is typed more loosely than it behaves:
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-# pyright: reportCallIssue=false, reportIndexIssue=false
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from bonlib.study.figures.style import ACCENTS, MINER_COLOURS, MUTED
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 def training_curves(
-    history: "pd.DataFrame",
+    history: pd.DataFrame,
     metric: str = "recall@1",
     *,
     baseline: "pd.DataFrame | None" = None,
