@@ -169,7 +169,7 @@ def test_what_update_would_refuse_is_refused(embeddings, labels, message):
         x, y = torch.tensor(embeddings), torch.tensor(labels)
         good = torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64)
         for queries, gallery in (((x, y), good), (good, (x, y))):
-            with pytest.raises(ValueError, match=message.replace("embeddings|labels", ".*").split(" has ")[-1]):
+            with pytest.raises(ValueError, match=message.split(" has ")[-1]):
                 query_gallery_metrics(*queries, *gallery)
 
 

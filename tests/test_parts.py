@@ -183,7 +183,7 @@ def test_drawing_goes_on_where_it_was_stopped(library, folders, monkeypatch):
     for file in folders.rglob("*.npz"):
         file.unlink()
     assert torch.equal(load_dataset("parts", "all", root=library, size=16, views=2).images, resumed.images)
-    assert not list((folders / "parts" / "unfinished").glob("*"))
+    assert not list((folders / "data" / "parts" / "unfinished").glob("*"))
 
 
 def test_components_bring_their_colours(tmp_path, folders):
