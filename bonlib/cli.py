@@ -61,17 +61,18 @@ def _parser() -> argparse.ArgumentParser:
         default="two-stage-bag",
         help="one of bonlib.list_miners(): two-stage-bag, bag (as published), random, … (default: %(default)s)",
     )
-    train.add_argument("--form", default="set", choices=("set", "triplet", "pair"))
+    train.add_argument("--form", default="set", choices=("set", "triplet", "pair"),
+                       help="of the batches (default: %(default)s)")  # fmt: skip
     train.add_argument(
         "--loss", default="", help="batch-hard, multi-similarity, infonce, …; by default the usual one of the form"
     )
     train.add_argument("--encoder", default="", help="small, ngrams for strings (the defaults), or a backbone of "
                        "torchvision such as resnet50")  # fmt: skip
     train.add_argument("--steps", type=_at_least(1), default=1000, help="(default: %(default)s)")
-    train.add_argument("--seed", type=_at_least(0), default=0)
+    train.add_argument("--seed", type=_at_least(0), default=0, help="of weights and batches (default: %(default)s)")
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
-                       help="any field of bonlib.study.config.Config, as JSON, such as lr=0.0005")  # fmt: skip
+                       help="a setting of the run, a word or JSON, such as lr=0.0005 (docs: Reference)")  # fmt: skip
     train.add_argument("--output", type=Path, default=Path("encoder.pt"), help="weights (default: %(default)s)")
     train.add_argument("--sweep", default="scratch", help="folder of the record (default: %(default)s)")
 
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     _data_arguments(neighbours, encoder=True)
     neighbours.add_argument("--queries", type=_at_least(1), default=8, help="rows (default: %(default)s)")
     neighbours.add_argument("--k", type=_at_least(1), default=10, help="images in a row (default: %(default)s)")
-    neighbours.add_argument("--seed", type=_at_least(0), default=0)
+    neighbours.add_argument("--seed", type=_at_least(0), default=0, help="of the choice (default: %(default)s)")
     neighbours.add_argument("--output", type=Path, default=Path("neighbours.png"), help=".png, .svg or .html")
 
     lookalikes = _command(commands, "lookalikes", _lookalikes, "list identities that may be one, and samples that may "
@@ -122,7 +123,8 @@ def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> a
 def _data_arguments(parser: argparse.ArgumentParser, *, encoder: bool = False) -> None:
     if encoder:
         parser.add_argument("weights", type=Path, help="file that `bonlib train` wrote")
-        parser.add_argument("--split", default="test", choices=("train", "validation", "test", "all"))
+        splits = ("train", "validation", "test", "all")
+        parser.add_argument("--split", default="test", choices=splits, help="of the data; test, of lookalikes all")
         parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dataset", default="glyphs", help="a name of `bonlib data` (default: %(default)s)")
     parser.add_argument("--root", help="where its files are")
@@ -246,6 +248,8 @@ def _embed(options: argparse.Namespace) -> None:
         rows["path"] = dataset.attributes["path"]
     if hasattr(dataset, "strings"):
         rows["string"] = dataset.strings
+    if "row" in dataset.attributes:  # of the table that it was read from
+        rows["data row"] = dataset.attributes["row"]
     if kind == ".npy":
         write_atomically(options.output, lambda path: _save_array(path, embeddings))
         write_atomically(beside, lambda path: rows.to_csv(path, index_label="row"))

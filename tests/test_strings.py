@@ -279,3 +279,9 @@ def test_the_explorer_shows_strings_as_it_shows_images(table, folders):
     explorer = Explorer(story, 3)
     explorer.show(0)
     assert explorer.view.anchor == 0
+
+
+def test_a_string_knows_its_row_of_the_table(table):
+    data = load_dataset("table", "all", root=table, column="name", identity="customer")
+    rows = pd.read_csv(table)
+    assert rows["name"].iloc[data.attributes["row"] - 1].tolist() == data.strings

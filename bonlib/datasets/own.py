@@ -212,7 +212,7 @@ def string_table(
     augmentation: dict[str, Any] = {"drop": drop, "typos": typos} if split == "train" else {}
     return TextSet(
         rows["string"].tolist(), torch.from_numpy(labels), names.tolist(),
-        **augmentation,
+        **augmentation, attributes={"row": rows.index.to_numpy() + 1},
         source={"table": file.name, "column": column, "left out": left_out},
     )  # fmt: skip
 

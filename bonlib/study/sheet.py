@@ -61,6 +61,7 @@ def named(table: pd.DataFrame, dataset: LabelledSet) -> pd.DataFrame:
     """A table of :mod:`bonlib.lookalikes` with names for labels, and paths or strings beside the numbers of samples."""
     table = table.copy()
     texts = {"path": dataset.attributes.get("path"), "string": getattr(dataset, "strings", None)}
+    texts["row"] = dataset.attributes.get("row")  # of the table that strings were read from, from 1
     for name in [name for name in table if name in ("first", "second", "label", "nearest")]:
         table[name] = [dataset.class_names[label] for label in table[name]]
     for name in [str(name) for name in table if str(name).endswith("sample")]:
