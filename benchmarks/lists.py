@@ -60,4 +60,5 @@ def costs(sizes: Iterable[int]) -> Iterator[dict[str, object]]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     write_bench("lists", pd.DataFrame(costs([1_000, 10_000, 100_000, 1_000_000])))

@@ -50,6 +50,7 @@ myst_substitutions = {
             "law",
             "second_stage",
             "harm",
+            "lists",
             "loops",
             "sooner",
             "transfer",

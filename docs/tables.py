@@ -336,6 +336,17 @@ def lookalikes() -> str:
     return markdown("encoder learned | planted | list | precision of the first half | recall | seconds", rows)
 
 
+def lists() -> str:
+    """What listing look-alikes costs, and how many of those that were planted are found."""
+    rows = []
+    for _, row in load_bench("lists").iterrows():
+        exact = "" if math.isnan(row["exact"]) else f"{row['exact']:.1f}"
+        spent = [f"{row[name]:.1f}" for name in ("fill", "lookalikes", "misfits")]
+        rows.append([f"{row['identities']:,.0f}", *spent, exact, f"{row['found']:.0%}"])
+    header = "identities | fill the bag, s | pairs, s | samples, s | exact search of all means, s"
+    return markdown(f"{header} | planted pairs found by the bag", rows)
+
+
 def costs() -> str:
     """What BoN costs beside its peers."""
     batches, samplers, hashing, steps, evaluation = (

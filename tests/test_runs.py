@@ -440,3 +440,13 @@ def test_a_baseline_reaches_its_own_best():
     )
     table = time_to_accuracy(pd.DataFrame({"key": list("abc")}), records, baseline="random")
     assert table["reached"].tolist() == [3]
+
+
+def test_one_name_for_several_conditions_is_refused():
+    runs = pd.concat(
+        [frame("bag", [0.5, 0.6]).assign(method="BoN"), frame("random", [0.4, 0.5]).assign(method="random")]
+    )
+    mixed = pd.concat([runs.assign(label_noise=0.0), runs.assign(label_noise=0.1, seed=runs["seed"] + 2)])
+    with pytest.raises(ValueError, match="has runs of several label_noise; choose those of one"):
+        against(mixed, "score", "BoN")
+    assert len(against(runs.assign(label_noise=0.1), "score", "BoN")) == 1

@@ -135,7 +135,7 @@ def verdicts(differences: Sequence[Difference]) -> list[tuple[str, float]]:
 
 
 def _one_budget(runs: pd.DataFrame, name: str) -> None:
-    """Refuse to compare runs of several data sets or lengths.
+    """Refuse to compare runs of several data sets or lengths, or methods that are several.
 
     Raises:
         ValueError: if there are several.
@@ -145,6 +145,10 @@ def _one_budget(runs: pd.DataFrame, name: str) -> None:
     for column, what in of_one.items():
         if column in runs and runs[column].nunique() > 1:
             raise ValueError(f"{name} has runs of {sorted(set(runs[column].dropna().tolist()))} {what}.")
+    for column in {"label_noise", "split_identities", "identities"} & set(runs.columns):
+        kinds = runs[column].fillna(0).groupby(runs["method"]).nunique()
+        if (kinds > 1).any():
+            raise ValueError(f"{kinds.idxmax()} has runs of several {column}; choose those of one, or name them apart.")
 
 
 def _devices(runs: pd.DataFrame) -> list[str]:
