@@ -300,45 +300,6 @@ def test_bad_arguments_are_refused(arguments, message):
         BagOfNegatives(**good | arguments)
 
 
-@pytest.mark.parametrize(
-    ("indices", "embeddings", "message"),
-    [
-        ([0, 100], torch.zeros(2, DIM), "indices holds values from 0 to 100; allowed are 0 to 99"),
-        ([-1, 0], torch.zeros(2, DIM), "indices holds values from -1"),
-        ([0, 1, 2], torch.zeros(2, DIM), "indices has length 3 and embeddings 2"),
-        ([0.0, 1.0], torch.zeros(2, DIM), "integers"),
-        ([0, 1], torch.zeros(2, DIM + 1), "set dim to its width"),
-        ([0, 1], torch.full((2, DIM), torch.nan), "NaN"),
-        ([0, 1], torch.full((2, DIM), torch.inf), "infinite"),
-    ],
-)
-def test_bad_updates_are_refused_and_change_nothing(indices, embeddings, message):
-    labels = np.repeat(np.arange(20), 5)
-    bag, untouched = make(labels), make(labels)
-    good = clustered(labels)
-    for miner in (bag, untouched):
-        train(miner, good)
-    with pytest.raises(ValueError, match=message):
-        bag.update(indices, embeddings)
-    assert train(bag, good) == train(untouched, good)
-    assert bag.stats() == untouched.stats()
-
-
-def test_a_foreign_state_is_refused_and_changes_nothing():
-    labels = np.repeat(np.arange(20), 5)
-    bag, untouched = make(labels), make(labels)
-    for foreign in (
-        make(labels, bits=4),
-        make(labels, "triplet"),
-        make(labels[1:]),
-        RandomSampling(labels, DIM, batch_size=12),
-    ):
-        with pytest.raises(ValueError, match="state has"):
-            bag.load_state_dict(foreign.state_dict())
-    embeddings = clustered(labels)
-    assert train(bag, embeddings) == train(untouched, embeddings)
-
-
 def test_miners_leave_global_randomness_alone():
     numpy_before, torch_before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
     labels = np.repeat(np.arange(20), 5)

@@ -239,6 +239,8 @@ def test_a_bad_look_is_refused_and_changes_nothing(name, bad):
         ([0.0, 1.0], torch.zeros(2, DIM), "integers"),
         ([0, 1], torch.zeros(2, DIM + 1), "set dim to its width"),
         ([0, 1], torch.full((2, DIM), torch.nan), "NaN"),
+        ([0, 1], torch.full((2, DIM), torch.inf), "infinite"),
+        ([-1, 0], torch.zeros(2, DIM), "indices holds values from -1"),
     ],
 )
 def test_every_miner_refuses_what_bon_refuses_and_stays_as_it_was(name, indices, embeddings, message):

@@ -153,26 +153,9 @@ def test_losses_with_a_state_resume_with_it(loss, tmp_path):
     assert all(distance > 0.1 for distance in moved)  # forty steps at the rate of their own
 
 
-def test_a_run_cut_off_between_checkpoints_resumes_from_the_last(tmp_path):
-    for step in begin(60, net=encoder(), checkpoint=tmp_path / "c.pt", checkpoint_every=20):
-        if step.step == 50:
-            break
-    _, steps = train(60, checkpoint=tmp_path / "c.pt")
-    assert steps[0].step == 41
-
-
 def test_a_finished_run_has_nothing_left(tmp_path):
     train(10, checkpoint=tmp_path / "c.pt")
     assert train(10, checkpoint=tmp_path / "c.pt")[1] == []
-
-
-def test_a_checkpoint_of_another_miner_is_refused_before_anything_changes(tmp_path):
-    train(10, checkpoint=tmp_path / "c.pt")
-    net = encoder()
-    before = [p.clone() for p in net.parameters()]
-    with pytest.raises(ValueError, match="state has miner='BagOfNegatives'"):
-        train(20, miner="random", net=net, checkpoint=tmp_path / "c.pt")
-    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
 def test_damaged_foreign_and_other_checkpoints_are_refused_before_anything_changes(tmp_path):
