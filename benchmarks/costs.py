@@ -73,7 +73,6 @@ def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300
         the same with empty caches, as in a training where a step of the encoder lies between; ``bytes_per_sample`` of
         all that the bag holds, ``build_seconds`` of making it, ``fill_seconds`` of putting all entries in the table.
     """
-
     rows, rng = [], np.random.default_rng(0)
     for make in METHODS.values():  # compiles
         small, _ = filled(make, np.arange(1000), 64, rng)
@@ -111,7 +110,6 @@ def filled(
 
 def memory_parts(bag: BagOfNegatives) -> pd.Series:
     """Where the memory of a bag goes: bytes a sample by part, which add up to ``bag.nbytes``."""
-
     table, (of, *index) = bag.table, bag._classes
     parts = {
         "labels": of.nbytes,
@@ -180,7 +178,6 @@ def hash_costs(
     Returns:
         A row for each width and code length: ``milliseconds``, ``floor`` and their ratio ``to_floor``.
     """
-
     rows, bits = [], list(bits)
     for dim in dims:
         embeddings = nn.functional.normalize(torch.randn(128, dim), dim=1)
@@ -211,7 +208,6 @@ def step_costs(
         A row for each encoder and method: milliseconds of ``training`` (forward, loss, backward, optimiser), ``draw``,
         ``update``, BoN's ``share`` of their sum, ``steps_per_second``.
     """
-
     rows, labels = [], np.arange(images) // 4
     for name in encoders:
         small, dim = name == "small", 64 if name == "small" else 128
@@ -241,7 +237,6 @@ def step_variants(*, repeats: int = 40) -> pd.DataFrame:
     Returns:
         A row for each: ``milliseconds`` a step, ``speedup`` over the step as it is (above 1 is faster).
     """
-
     pixels, actions = torch.rand(128, 1, 32, 32), {}
     for name in ("as it is", "not channels last", "fused Adam", "bfloat16", "torch.compile", "compile + bfloat16"):
         torch.manual_seed(0)
@@ -271,7 +266,6 @@ def evaluation_costs(samples: int = 100_000, *, dim: int = 64, per_class: int = 
     Returns:
         A row for each: ``seconds``, ``peak_gib`` beyond what the process held before, and ``recall@1``.
     """
-
     context = multiprocessing.get_context("spawn")
     rows = []
     for name in ("bonlib", "AccuracyCalculator"):
@@ -287,7 +281,6 @@ def wire_costs(processes: Iterable[int] = (2, 4), *, dim: int = 64, steps: int =
         A row for each number of processes: ``bytes_per_step`` over all processes, ``bytes_of_batch`` (indices and
         embeddings once), their ``ratio``, and ``milliseconds`` of an update.
     """
-
     rows = []
     for count in processes:
         with contextlib.closing(multiprocessing.get_context("spawn").SimpleQueue()) as queue:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bonlib.core.checks import as_array
 from bonlib.core.kernels import grouped, new_streams, plain_order
-from bonlib.core.layout import label_fingerprint
+from bonlib.core.layout import label_array, label_fingerprint
 from bonlib.core.means import RunningMeans
 
 if TYPE_CHECKING:
@@ -25,14 +25,8 @@ def joined(bag: "HashedMiner", labels: ArrayLike | Tensor) -> NDArray[np.int64]:
     Raises:
         ValueError: if these are no integers, or too large.
     """
-    added = as_array(labels)
-    if added.ndim != 1 or added.dtype.kind not in "iu":
-        raise ValueError(f"labels has shape {added.shape} and dtype {added.dtype}; give a 1-D array of integers.")
-    known = bag.classes[bag.class_of]
-    for part in (known, added):
-        if part.size and int(part.max()) >= 2**63:
-            raise ValueError(f"labels goes up to {part.max()}; allowed are integers below 2**63.")
-    return np.concatenate([known.astype(np.int64), added.astype(np.int64)])
+    added = label_array(labels)
+    return np.concatenate([bag.classes[bag.class_of].astype(np.int64), added.astype(np.int64)])
 
 
 def is_of_first(state: Any, bag: "HashedMiner") -> bool:

@@ -32,11 +32,11 @@ def tuple_positions(form: str, batch_size: int) -> tuple[Tensor, ...] | None:
     return tuple(torch.arange(batch_size).chunk(blocks)) if blocks else None
 
 
-def checked_labels(labels: ArrayLike | Tensor) -> tuple[NDArray[Any], NDArray[np.int32]]:
-    """The distinct labels, sorted, and for each sample the position of its label among them.
+def label_array(labels: ArrayLike | Tensor) -> NDArray[Any]:
+    """Labels as an array of integers that fit into int64.
 
     Raises:
-        ValueError: if they are no integers, too many, or of one class.
+        ValueError: if they are none.
     """
     array = as_array(labels)
     if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -49,6 +49,16 @@ def checked_labels(labels: ArrayLike | Tensor) -> tuple[NDArray[Any], NDArray[np
             f"labels goes up to {array.max()}; allowed are integers below 2**63, as "
             "numpy.unique(labels, return_inverse=True)[1] makes them."
         )
+    return array
+
+
+def checked_labels(labels: ArrayLike | Tensor) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """The distinct labels, sorted, and for each sample the position of its label among them.
+
+    Raises:
+        ValueError: if they are no integers, too many, or of one class.
+    """
+    array = label_array(labels)
     if array.size > MAX_SAMPLES:
         raise ValueError(f"labels has {array.size} samples; allowed are up to {MAX_SAMPLES}.")
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
@@ -72,7 +82,7 @@ def label_fingerprint(classes: NDArray[Any], class_of: NDArray[Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_layout(form: str, batch_size: int, per_class: int, sizes: NDArray[np.int64]) -> None:
+def check_layout(form: str, batch_size: int, per_class: int, sizes: NDArray[Any]) -> None:
     """Refuse a batch that its form has no room for; warn where most of ``sizes``, of the classes, are too small for it.
 
     Raises:

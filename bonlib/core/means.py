@@ -151,9 +151,7 @@ def _move(class_of, rows, unit, change, sketches, seen):  # pragma: no cover
             if seen[c]:
                 value = momentum * (before / scale) + (np.float32(1) - momentum) * value
             level = np.rint(value * scale)
-            if (
-                seen[c] and level == before and abs(step) >= 1
-            ):  # a slow mean moves too, and does not stand still for ever
+            if seen[c] and level == before and abs(step) >= 1:  # else a slow mean would stand still for ever
                 level += np.sign(step)
             sketches[c, d] = np.int8(min(max(level, -127), 127))
             means[n, d] = min(max(np.float64(value) * unit, -_LARGEST), _LARGEST)

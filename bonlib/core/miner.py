@@ -75,12 +75,12 @@ class Miner(ABC):
         self.form: Form = form
         self.batch_size = whole_number("batch_size", batch_size, 1)
         self.per_class = whole_number("per_class", per_class, 1, hint="A loss that needs positives wants 2 or more.")
-        check_layout(form, self.batch_size, self.per_class, np.bincount(class_of, minlength=len(self.classes)))
+        self._classes = grouped(class_of, len(self.classes))
+        check_layout(form, self.batch_size, self.per_class, self._classes.count)
         self.dim = whole_number("dim", dim, 1, hint="It is the width of the embeddings.")
         self.num_samples, self.seed = len(class_of), whole_number("seed", seed, 0)
         self.steps = self.one_pass if steps is None else whole_number("steps", steps, 1, hint="None is one pass.")
         self._rng = np.random.default_rng(self.seed)
-        self._classes = grouped(class_of, len(self.classes))
         self._streams = new_streams()  # of anchors and of classes
         self._drawn = 0  # batches of this pass
         self._resume = 0  # batches of a saved pass that the next one leaves out

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bonlib.core.distributed import from_rank_zero, of_all_ranks, rank
+from bonlib.core.distributed import from_rank_zero, of_all_ranks, rank, world_size
 from bonlib.core.paths import read_torch, write_torch
 
 _FORMAT = "bonlib checkpoint 6"
@@ -50,7 +50,8 @@ def save_checkpoint(
         made_of: plain values that a resumed run must share: a fingerprint of the data, arguments.
         device: whose generator is used.
     """
-    generators, queues = of_all_ranks(_generators(device)), of_all_ranks(_of_this_rank(parts["loss"]))
+    generators = of_all_ranks(_generators(device))
+    queues = of_all_ranks(_of_this_rank(parts["loss"])) if world_size() > 1 else []  # one's own is in its loss
     if rank() != 0:
         return
     state = {"format": _FORMAT, "made_of": dict(made_of), "progress": asdict(progress)}
@@ -110,10 +111,9 @@ def load_checkpoint(
     except ValueError as error:
         parts["optimizer"].load_state_dict(before)
         raise ValueError(f"checkpoint {file} is of another miner: {error}") from error
-    there = rank() < len(state["generators"])  # else there are more processes than before
     parts["encoder"].load_state_dict(state["encoder"])
-    parts["loss"].load_state_dict(state["loss"] | (state["queues"][rank()] if there else {}))
-    if there:
+    parts["loss"].load_state_dict(state["loss"] | dict(*state["queues"][rank() : rank() + 1]))
+    if rank() < len(state["generators"]):  # else there are more processes than before
         _set_generators(state["generators"][rank()], device)
     for name, value in state["progress"].items():
         setattr(progress, name, value)

@@ -94,7 +94,7 @@ def final_scores(runs: pd.DataFrame, metric: str = "metrics.recall@1") -> Figure
     return figure
 
 
-def leads(tables: "Mapping[str, pd.DataFrame]", method: str) -> Figure:
+def leads(tables: Mapping[str, pd.DataFrame], method: str) -> Figure:
     """What a method is ahead of each other one, with its 95 % interval; to the right of zero it is ahead.
 
     Args:

@@ -46,7 +46,7 @@ def _look(run: pd.Series) -> tuple[str, str]:
     return MINER_COLOURS.get(run["miner"], MUTED), dash
 
 
-def leads_over_identities(tables: "Mapping[str, pd.DataFrame]") -> Figure:
+def leads_over_identities(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """What miners are ahead of random batches against the number of training identities, with 95 % intervals.
 
     Args:

@@ -15,8 +15,8 @@ def training_curves(
     history: pd.DataFrame,
     metric: str = "recall@1",
     *,
-    baseline: "pd.DataFrame | None" = None,
-    points: "pd.DataFrame | None" = None,
+    baseline: pd.DataFrame | None = None,
+    points: pd.DataFrame | None = None,
 ) -> Figure:
     """Loss, share of active tuples, entropy of the table (BoN) and a validation metric of one run over its steps.
 
