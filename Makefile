@@ -21,7 +21,7 @@ help:
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(RUN) pip install --quiet --constraint constraints.txt --editable '.[study,docs,integrations,dev]'
+	$(RUN) pip install --quiet --no-compile --constraint constraints.txt --editable '.[study,docs,integrations,dev]'
 	@touch $@
 
 study: $(VENV)/.ready

@@ -22,15 +22,13 @@ SIZES = (1000, 3000, 10_000, 30_000, 100_000)
 DIM, SETS, CLASSES = 128, 60, 32
 VARIANTS = {
     "random": None,
-    "published, 4 bags": {"unit": "sample", "pool": 0, "bags": 4},
-    "published, 4 bags, hyperplanes": {"unit": "sample", "pool": 0, "bags": 4, "hasher": "hyperplanes"},
-    "samples, pool 256": {"unit": "sample", "pool": 256, "window": (0, 8)},
-    "identities, pool 8": {"pool": 8, "window": (0, 8)},
-    "identities, pool 64": {"pool": 64, "window": (0, 8)},
-    "identities, pool 64, hyperplanes": {"pool": 64, "window": (0, 8), "hasher": "hyperplanes"},
-    "identities, pool 64, tied": {"pool": 64, "window": (0, 8), "hasher": "tied"},
-    "identities, pool 256": {"pool": 256, "window": (0, 8)},
-    "identities, pool 1024": {"pool": 1024, "window": (0, 8)},
+    "as published, 4 bags": {"unit": "sample", "pool": 0, "bags": 4, "hasher": "autoencoder"},
+    "the same, hyperplanes": {"unit": "sample", "pool": 0, "bags": 4},
+    "two stages": {},
+    "two stages, learned hash": {"hasher": "autoencoder"},
+    "two stages, table of samples": {"unit": "sample"},
+    "two stages, pool 256": {"pool": 256},
+    "two stages, pool 1,024": {"pool": 1024},
 }
 
 

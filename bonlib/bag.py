@@ -23,7 +23,7 @@ from bonlib.core.table import BucketTable, default_bits
 
 _OPTIONS = ("bags", "unit", "pool", "window", "target", "margin", "momentum", "random_share", "probe")  # of a bag alone
 _BAGS, _MOMENTUM = 4, 0.5  # where nothing else is asked for
-_AHEAD = 64  # batches that workers may have drawn before the first is forwarded
+_AHEAD, _PATIENCE = 64, 200  # batches that workers draw ahead; those without an update, after which it was forgotten
 _LEARNED, _AT_ONCE = 200, 128  # batches that the hash learns from where the table is filled at once, and their size
 
 
@@ -44,11 +44,10 @@ class BagOfNegatives(HashedMiner):
     * ``"pair"``: anchors and their positives, other anchors and their negatives, each a quarter of the batch.
 
     An anchor without a code gets random negatives: training starts as random sampling and turns to windows as the table
-    fills, by itself or by :meth:`fill` at once. With sets it fills in some passes: where identities have four samples,
-    six of ten have a code after the first, nine of ten after the third. Cost a step: O(batch · pool), whatever the
-    number of samples or classes. Memory: some 8 bytes a sample and 45 + ``dim`` a class. :meth:`as_published` has the
-    first stage alone, over samples, as we read the paper. Workers of a ``DataLoader`` draw some steps ahead, so that
-    codes are only that much staler; call ``update`` in the main process.
+    fills, by itself, within a pass where identities have ``per_class`` samples, or by :meth:`fill` at once. Cost a
+    step: O(batch · pool), whatever the number of samples or classes. Memory: some 8 bytes a sample and 45 + ``dim`` a
+    class. :meth:`as_published` has the first stage alone, over samples, as we read the paper. Workers of a
+    ``DataLoader`` draw some steps ahead, so that codes are only that much staler; call ``update`` in the main process.
 
     Args:
         labels: ``(num_samples,)`` integers, the class of each sample of the dataset.
@@ -186,8 +185,7 @@ class BagOfNegatives(HashedMiner):
             FloatingPointError: if the hash would not be finite; all is then as before.
         """
         ids, embeddings = self.checked(indices, embeddings)
-        hardness = self._steered(ids, embeddings)
-        self._error = self.hasher.partial_fit(embeddings)
+        hardness, self._error = self._steered(ids, embeddings), self.hasher.partial_fit(embeddings)
         self._updates += 1
         before, codes = self._correct(ids, embeddings)
         if (seen := before != UNSEEN).any():
@@ -360,16 +358,18 @@ class BagOfNegatives(HashedMiner):
 
     def _draw_batch(self) -> Ids:
         self._batches += 1
-        if self._batches == self.one_pass + _AHEAD and not self._updates and not self.table.filled:
-            text = "A whole pass was drawn and the bag was told nothing, so that all was random; call"
-            warnings.warn(f"{text} bag.update(indices, embeddings) after each forward pass.", stacklevel=4)
+        if self._batches == min(self.one_pass, _PATIENCE) + _AHEAD and not self._updates and not self.table.filled:
+            text = f"{self._batches} batches were drawn and the bag was told nothing, so that all are random; call"
+            warnings.warn(f"{text} bag.update(indices, embeddings) after each forward pass.", stacklevel=3)
         return super()._draw_batch()
 
     def draw_seeds(self, num_classes: int) -> Ids:
         """One sample each of ``num_classes`` classes, from what is near ``bags`` anchors."""
         count = whole_number("num_classes", num_classes, 1, len(self.classes))
         shares, chance = (count, round((1 - self.random_share) * count)), (self._streams, self._rng)
-        anchors, sketches = self.draw_anchors(self.bags), self._means.sketches
+        # Of identities, not samples: else those with many samples are in most batches, and some in none.
+        draw = self.random_seeds if self.unit == "identity" else self.draw_anchors
+        anchors, sketches = draw(self.bags), self._means.sketches
         self._means.make_room(self.bags + 1)
         self._tally[RANDOM] += shares[0] - shares[1]
         if self.pool:

@@ -7,13 +7,21 @@ test holds them to the records.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from bonlib.study.records import load_bench, load_history, load_runs
-from bonlib.study.statistics import against, cost_table, leads_by, of_shared_seeds, time_to_accuracy
+from bonlib.study.statistics import (
+    Difference,
+    against,
+    cost_table,
+    of_shared_seeds,
+    paired_difference,
+    time_to_accuracy,
+    verdicts,
+)
 
 ROOT = Path(__file__).parent.parent
 STEERED = "two stages, steered"
@@ -29,8 +37,24 @@ def markdown(header: str, rows: list[list[str]]) -> str:
 
 def points(row, column: str = "lead") -> str:
     """A lead in points with its interval and what Holm's correction leaves of it."""
-    lead, low, high = (100 * row[name] for name in (column, "low", "high"))
+    lead, low, high = (round(100 * row[name], 1) + 0.0 for name in (column, "low", "high"))  # no -0.0
     return f"{lead:+.1f} [{low:.1f}, {high:.1f}] {row['verdict']}"
+
+
+def compared(rows: list[tuple[list[str], list[Difference]]]) -> list[list[str]]:
+    """Cells of each row, and behind them its leads, with one Holm's correction over the leads of all rows."""
+    said = iter(verdicts([found for _, leads in rows for found in leads]))
+    return [
+        [*cells, *(points({"lead": d.mean, "low": d.low, "high": d.high, "verdict": next(said)[0]}) for d in leads)]
+        for cells, leads in rows
+    ]
+
+
+def of_miners(runs: pd.DataFrame, column: str) -> tuple[list[str], list[Difference]]:
+    """Means of random sets and of both stages, and what the stages lead random sets by."""
+    of = {str(miner): group for miner, group in runs.groupby("miner")}
+    values = [f"{of[miner][column].mean():.3f}" for miner in ("random", "bag", "two-stage-bag")]
+    return values, [paired_difference(of[miner], of["random"], column) for miner in ("bag", "two-stage-bag")]
 
 
 def lead_of(table: pd.DataFrame, method: str) -> str:
@@ -50,40 +74,30 @@ def finished(sweep: str):
 
 def scratch() -> str:
     """From scratch: triplets on glyphs, and BoN sets against random ones on the large data sets."""
-    rows, runs = [], finished("stages")
-    of = runs.groupby("method")["validation.recall@1"].mean()
-    leads = [points(against(runs, "validation.recall@1", name).loc["random"]) for name in ("first stage", "two stages")]
+    runs = finished("stages")
+    values, leads = of_miners(runs, "validation.recall@1")
     size = f"{NAMES['glyphs']}, {runs['data.identities'].median():,.0f} identities"
-    steps = f"{runs['steps'].iloc[0]:,}"
-    values = [f"{of[name]:.3f}" for name in ("random", "first stage", "two stages")]
-    rows.append([size, "triplets", steps, *values, *leads])
-    for row in _large("metrics.recall@1"):
-        rows.append([row["size"], f"sets + {row['loss']}", f"{row['steps']:,}", *row["values"], *row["leads"]])
+    rows = [([size, "triplets", f"{runs['steps'].iloc[0]:,}", *values], leads)]
+    for (size, loss, steps), values, leads in _large("metrics.recall@1"):
+        rows.append(([size, f"sets + {loss}", steps, *values], leads))
     header = "data, to train on | batches and loss | steps | random | as published | two stages"
-    return markdown(f"{header} | as published leads random by, points | two stages lead random by, points", rows)
+    header += " | as published leads random by, points | two stages lead random by, points"
+    return markdown(header, compared(rows))
 
 
-def _large(column: str) -> list[dict]:
-    """The leads on the large data sets, one table of all data sets and losses."""
+def _large(column: str) -> Iterator[tuple[tuple[str, str, str], list[str], list[Difference]]]:
+    """Size, loss and steps of the runs on the large data sets, their means, and their leads over random sets."""
     runs = finished("large")
-    runs = runs.assign(setting=runs["dataset"] + "/" + runs["loss"])
-    first, second = (leads_by(runs, "setting", column, miner=miner) for miner in ("bag", "two-stage-bag"))
-    means, rows = runs.groupby(["setting", "miner"])[column].mean(), []
-    for setting, row in first.iterrows():
-        name, loss = setting.split("/")
-        leads = [points(table.loc[setting]) if setting in table.index else "" for table in (first, second)]
-        of = means[setting]
-        values = [f"{of[miner]:.3f}" if miner in of else "" for miner in ("random", "bag", "two-stage-bag")]
-        size = f"{NAMES[name]}, {row['identities']:,.0f} identities"
-        rows.append({"size": size, "loss": loss, "steps": row["steps"], "values": values, "leads": leads})
-    return rows
+    for (identities, loss), group in runs.groupby(["data.identities", "loss"]):
+        size = f"{NAMES[group['dataset'].iloc[0]]}, {identities:,.0f} identities"
+        yield (size, str(loss), f"{group['steps'].iloc[0]:,}"), *of_miners(group, column)
 
 
 def large() -> str:
     """BoN sets against random sets on the large data sets: all samples of an identity, MAP@R."""
-    rows = [[row["size"], row["loss"], *row["values"], *row["leads"]] for row in _large("metrics.map@r")]
+    rows = [([size, loss, *values], leads) for (size, loss, _), values, leads in _large("metrics.map@r")]
     header = "data, to train on | loss | random MAP@R | as published | two stages"
-    return markdown(f"{header} | as published leads by, points | two stages lead by, points", rows)
+    return markdown(f"{header} | as published leads by, points | two stages lead by, points", compared(rows))
 
 
 def trials() -> str:
@@ -170,13 +184,17 @@ def field() -> str:
 def smooth() -> str:
     """The same under InfoNCE."""
     rows = []
-    for name, group in _warm(smooth=True).items():
-        means = group.groupby("method")["validation.recall@1"].mean()
-        table = against(group, "validation.recall@1", "two stages")
-        values = [f"{means[method]:.3f}" for method in ("random", "first stage", "two stages")]
-        rows.append([NAMES[name], *values, *(points(table.loc[method]) for method in ("random", "first stage"))])
+    for name, runs in _warm(smooth=True).items():
+        of = {str(method): group for method, group in runs.groupby("method")}
+        values = [
+            f"{of[method]['validation.recall@1'].mean():.3f}" for method in ("random", "first stage", "two stages")
+        ]
+        others = (
+            paired_difference(of["two stages"], of[name], "validation.recall@1") for name in ("random", "first stage")
+        )
+        rows.append(([NAMES[name], *values], list(others)))
     header = "data | random | first stage | two stages"
-    return markdown(f"{header} | two stages lead random by, points | and the first stage by", rows)
+    return markdown(f"{header} | two stages lead random by, points | and the first stage by", compared(rows))
 
 
 def ablation(sweep: str, method: str) -> str:
@@ -199,20 +217,13 @@ def law() -> str:
     """Leads over random sets by the number of training identities."""
     runs = pd.concat([finished("law"), _warm()["hangul"]])
     runs = runs[runs["method"].isin(["random", "first stage", "two stages"])]
-    runs = runs.assign(size=runs["identities"].fillna(runs["data.identities"].max()).astype(int))
-    tables = [leads_by(runs, "size", "validation.recall@1", miner=miner) for miner in ("bag", "two-stage-bag")]
-    rows = [
-        [
-            f"{size:,}",
-            f"{size * math.log(2) / 15:,.0f}",
-            f"{row['random']:.3f}",
-            points(row),
-            points(tables[1].loc[size]),
-        ]
-        for size, row in tables[0].iterrows()
-    ]
+    sizes = runs["identities"].fillna(runs["data.identities"].max()).astype(int)
+    rows = []
+    for size, group in runs.groupby(sizes):
+        (random, *_), leads = of_miners(group, "validation.recall@1")
+        rows.append(([f"{size:,}", f"{size * math.log(2) / 15:,.0f}", random], leads))
     header = "training identities | rank of the nearest in a random set | random"
-    return markdown(f"{header} | as published leads by, points | two stages lead by, points", rows)
+    return markdown(f"{header} | as published leads by, points | two stages lead by, points", compared(rows))
 
 
 def second_stage() -> str:

@@ -127,6 +127,15 @@ def test_shares_are_whole_classes_and_tuples(form, size):
         share_of(bag, 0, 99)
 
 
+def test_a_miner_that_several_processes_would_draw_alike_from_says_so(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    with pytest.warns(UserWarning, match=r"All processes get the same batches.*RankMiner"):
+        whole = next(iter(make_bag()))
+    assert set(next(iter(RankMiner(make_bag())))) < set(whole)  # warnings are errors here
+
+
 def test_one_process_needs_no_torch_distributed():
     assert train_a_bag(RankMiner(make_bag()), 40) == train_a_bag(make_bag(), 40)
 

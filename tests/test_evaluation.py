@@ -240,3 +240,26 @@ def test_look_alikes_are_the_nearest_identities_by_their_means():
     for row in rows:
         c = int(labels[row[0]])
         assert labels[row].tolist() == apart[c].topk(5, largest=False).indices.tolist()
+
+
+def test_embeddings_can_be_trained_on_and_changed():
+    data = ImageSet(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]), ["a", "b"])
+    embeddings, _ = embed(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)), data)
+    probe = torch.nn.Linear(3, 2)
+    probe(embeddings).sum().backward()
+    assert probe.weight.grad is not None
+    embeddings.div_(2)
+
+
+def test_a_dataset_that_has_a_batch_of_another_kind_is_read_sample_by_sample():
+    class Photos(torch.utils.data.Dataset):
+        batch = 32
+
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, i):
+            return torch.full((1, 2, 2), float(i)), i
+
+    embeddings, labels = embed(torch.nn.Flatten(), Photos())
+    assert embeddings[:, 0].tolist() == labels.tolist() == list(range(5))

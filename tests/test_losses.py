@@ -6,7 +6,7 @@ import torch
 from bonlib.bag import BagOfNegatives
 from bonlib.training.losses import active_share, list_losses, make_loss
 
-NEEDED = {"dim": 8, "num_classes": 10, "margins": lambda anchors, negatives: torch.full(anchors.shape, 0.1)}
+NEEDED = {"dim": 8, "num_classes": 10}
 
 
 def batch(form, seed=0):
@@ -68,6 +68,16 @@ def test_infonce_is_that_of_a_library(form):
     assert torch.allclose(gradient, embeddings.grad, atol=1e-6)
     with pytest.raises(ValueError, match="temperature"):
         make_loss("infonce", margin=0)
+
+
+def test_infonce_keeps_its_digits_under_autocast():
+    generator = torch.Generator().manual_seed(0)
+    embeddings, labels = torch.randn(24, 8, generator=generator), torch.arange(24) // 4
+    expected, _ = make_loss("infonce", margin=0.05)(embeddings, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        value, _ = make_loss("infonce", margin=0.05)(embeddings, labels)
+    assert value.dtype == torch.float32
+    assert float(value) == float(expected)
 
 
 def test_batch_hard_by_hand():

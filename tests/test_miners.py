@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.cluster import KMeans
 
 from bonlib.miners import list_miners, make_miner
 from bonlib.miners.base import Refreshing
-from bonlib.training.losses import HierarchicalTripletLoss, make_loss
+from bonlib.training.losses import make_loss
 
 DIM = 8
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(40) * 2 + 7, 5))  # 200 points, labels with gaps
@@ -158,37 +157,6 @@ def test_graph_sampling_joins_a_class_to_its_nearest_by_one_probe_each():
     assert sorted(centres) == list(range(40))  # every class once
 
 
-def test_hierarchical_distances_neighbours_and_margins_against_brute_force():
-    miner, embeddings = looked("hierarchical", groups=2, levels=5, constant=0.1), points()
-    table = class_distances(embeddings)
-    spread = table.diagonal().copy()
-    np.testing.assert_allclose(miner._spread, spread, rtol=1e-3)
-    np.fill_diagonal(table, np.inf)
-    assert miner._neighbours.tolist() == np.argsort(table, axis=1)[:, :3].tolist()
-    np.fill_diagonal(table, 0)
-    tree = linkage(table[np.triu_indices(40, 1)], "average")
-    low, high = spread.mean(), tree[:, 2].max()
-    levels = low + (high - low) * np.arange(6) / 5
-    for a, b in [(0, 1), (3, 17), (39, 38), (20, 5)]:
-        meets = next(level for level in levels if np.equal(*fcluster(tree, level + 1e-5, "distance")[[a, b]]))
-        expected = 0.1 + max(meets - spread[a], 0)
-        margin = miner.margins(torch.tensor([2 * a + 7]), torch.tensor([2 * b + 7]))  # labels as they were given
-        assert float(margin) == pytest.approx(expected, abs=1e-4)
-
-
-def test_hierarchical_loss_by_hand():
-    embeddings, labels = points()[:12], torch.from_numpy(CLASS_OF[:12] % 3)
-    loss = HierarchicalTripletLoss(lambda a, n: 0.1 * a + 0.01 * n)
-    values = [
-        float((embeddings[a] - embeddings[p]).square().sum() - (embeddings[a] - embeddings[n]).square().sum())
-        + 0.1 * float(labels[a]) + 0.01 * float(labels[n])
-        for a in range(12) for p in range(12) for n in range(12)
-        if a != p and labels[a] == labels[p] and labels[a] != labels[n]
-    ]  # fmt: skip
-    positive = [value for value in values if value > 0]
-    assert float(loss(embeddings, labels, None)) == pytest.approx(np.mean(positive), rel=1e-4)
-
-
 def test_a_refreshed_bag_has_no_stale_code_after_a_look_and_is_corrected_like_bon_between():
     miner = make("refreshed-bag", bits=3)
     miner.update(np.arange(200), points(1))
@@ -265,8 +233,7 @@ def test_every_miner_refuses_what_bon_refuses_and_stays_as_it_was(name, indices,
         ("subspaces", {"subspaces": 41}, "subspaces is 41; allowed are 1 to 40"),
         ("graph", {"nearest": 0}, "nearest is 0"),
         ("graph", {"every": 0}, "every is 0"),
-        ("hierarchical", {"warm_up": -1}, "warm_up is -1"),
-        ("hierarchical", {"levels": 0}, "levels is 0"),
+        ("graph", {"warm_up": -1}, "warm_up is -1"),
         ("exact", {"ranks": (0, 4)}, "counted from 1"),
         ("exact", {"ranks": (40, 50)}, "there are 39 other classes"),
         ("bag", {"random_share": 1.5}, "random_share is 1.5"),
@@ -287,7 +254,7 @@ def test_a_state_of_other_arguments_is_refused(name):
             miner.load_state_dict(foreign.state_dict())
 
 
-@pytest.mark.parametrize("name", ["exact", "graph", "hierarchical", "smart", "subspaces"])
+@pytest.mark.parametrize("name", ["exact", "graph", "smart", "subspaces"])
 def test_a_state_from_before_the_first_look_loads_after_it(name):
     miner = make(name, every=50, warm_up=2)
     draws = iter(miner)
@@ -351,12 +318,10 @@ def test_losses_with_weights_draw_them_from_their_seed_alone():
 
 
 def test_losses_say_what_they_need():
-    with pytest.raises(ValueError, match=r"needs .'num_classes'"):
+    with pytest.raises(ValueError, match="needs num_classes; give it, as num_classes="):
         make_loss("cosface", dim=DIM)
     with pytest.raises(ValueError, match=r"no option .'memory'.; it has .'dim', 'memory_size'"):
         make_loss("cross-batch-memory", dim=DIM, memory=5)
-    with pytest.raises(ValueError, match="margins come from the miner 'hierarchical'"):
-        make_loss("hierarchical", margins=None)
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e3, 1e4])
@@ -370,15 +335,6 @@ def test_exact_search_is_exact_far_from_the_origin_too(shift):
     drawn = torch.from_numpy(miner.draw_negatives(np.arange(200)))
     found = distances[torch.arange(200), drawn]
     assert ((found - distances.amin(dim=1)).abs() < 1e-4 * distances.amin(dim=1)).all()
-
-
-def test_hierarchical_trees_do_not_depend_on_the_origin():
-    trees = []
-    for shift in (0.0, 1e3):
-        miner = make("hierarchical")
-        miner.refresh(lambda ids, shift=shift: points()[torch.from_numpy(ids)].double() + shift)
-        trees.append(miner._neighbours.tolist())
-    assert trees[0] == trees[1]
 
 
 @pytest.mark.parametrize("offset", [0.1, 1e-2, 1e-3, 1e-4])

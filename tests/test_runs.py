@@ -14,7 +14,7 @@ from bonlib.core.paths import write_atomically
 from bonlib.datasets.characters.glyphs import default_fonts
 from bonlib.study.config import Config, make_config
 from bonlib.study.experiment import Experiment
-from bonlib.study.records import config_key, find_run, load_galleries, load_history, load_runs, save_run
+from bonlib.study.records import config_key, find_run, load_galleries, load_history, load_runs, provenance, save_run
 from bonlib.study.statistics import (
     against,
     ahead_of,
@@ -110,8 +110,6 @@ def test_options_of_hash_loss_and_data_reach_them(folders):
     assert Experiment(Config(**options, split_identities=0.1)).train.num_classes == 33
     clean = Experiment(Config(**options | {"label_noise": 0.0})).train
     assert float((clean.labels != experiment.train.labels).float().mean()) == pytest.approx(0.5, abs=0.01)
-    hierarchical = Experiment(Config(**options, miner="hierarchical", loss="hierarchical"))
-    assert hierarchical.loss.loss.margins == hierarchical.miner.margins
 
 
 def test_the_usual_loss_is_part_of_the_config():
@@ -188,9 +186,9 @@ def test_a_summary_tells_means_and_seeds():
 
 
 def test_a_run_that_never_gets_there_is_not_dropped():
-    def history(key, method, values):
+    def history(key, method, values, seed=0):
         points = [{"step": 10 * (i + 1), "training_seconds": i + 1.0, "recall@1": v} for i, v in enumerate(values)]
-        return pd.DataFrame(points).assign(key=key, method=method)
+        return pd.DataFrame(points).assign(key=key, method=method, seed=seed)
 
     records = pd.concat([
         history("a", "random sets + batch-hard", [0.4, 0.6, 0.8]),
@@ -199,7 +197,7 @@ def test_a_run_that_never_gets_there_is_not_dropped():
         history("d", "bag", [0.1, 0.2, 0.3]),
         history("e", "slow", [0.1, 0.2, 0.3]),
     ])  # fmt: skip
-    runs = pd.DataFrame({"key": list("abcde")})
+    runs = pd.DataFrame({"key": list("abcde"), "seed": 0})
     with pytest.raises(ValueError, match="as data set"):
         time_to_accuracy(runs.assign(dataset=list("xxxyy")), records)
     table = time_to_accuracy(runs, pd.concat([records, history("z", "random sets + batch-hard", [1.0])]))  # no run's
@@ -212,6 +210,23 @@ def test_a_run_that_never_gets_there_is_not_dropped():
     assert steps["step"].tolist() == time_to_accuracy(runs, records)["step"].tolist()
     with pytest.raises(ValueError, match=r"runs of \['cpu', 'cuda'\]; choose those of one device"):
         cost_table(several)
+
+
+def test_a_target_is_of_the_same_seed():
+    records = pd.concat([
+        pd.DataFrame({"step": [10, 20], "training_seconds": [1.0, 2.0], "recall@1": values}).assign(
+            key=f"{method}{seed}", method=method, seed=seed
+        )
+        for method, seed, values in [
+            ("random", 0, [0.4, 0.5]), ("bag", 0, [0.5, 0.6]), ("random", 1, [0.7, 0.8]), ("bag", 1, [0.7, 0.75])
+        ]
+    ])  # fmt: skip
+    runs = records.drop_duplicates("key")[["key", "seed"]]
+    table = time_to_accuracy(runs, records, baseline="random")
+    assert table["reached"].to_dict() == {"random": 2, "bag": 1}  # the hard seed's bag is above the easy seed's target
+    assert table.loc["bag", "target"] == pytest.approx(0.65)
+    with pytest.raises(ValueError, match=r"no run of the seeds \[1\]"):
+        time_to_accuracy(*(of[of["key"] != "random1"] for of in (runs, records)), baseline="random")
 
 
 def lead_runs(seeds=3, steps=100):
@@ -436,9 +451,9 @@ def test_the_same_lead_at_two_seeds_is_not_certain():
 def test_a_baseline_reaches_its_own_best():
     best = next(value for value in np.arange(1, 1000) / 1000 if pd.Series([value] * 3).mean() > value)
     records = pd.DataFrame(
-        {"key": list("abc"), "method": "random", "step": 1, "training_seconds": 1.0, "recall@1": best}
+        {"key": list("abc"), "method": "random", "step": 1, "training_seconds": 1.0, "recall@1": best, "seed": range(3)}
     )
-    table = time_to_accuracy(pd.DataFrame({"key": list("abc")}), records, baseline="random")
+    table = time_to_accuracy(records[["key", "seed"]], records, baseline="random")
     assert table["reached"].tolist() == [3]
 
 
@@ -450,3 +465,9 @@ def test_one_name_for_several_conditions_is_refused():
     with pytest.raises(ValueError, match="has runs of several label_noise; choose those of one"):
         against(mixed, "score", "BoN")
     assert len(against(runs.assign(label_noise=0.1), "score", "BoN")) == 1
+
+
+def test_an_installed_package_names_no_commit_of_a_stranger(monkeypatch):
+    monkeypatch.setattr("bonlib.study.records.project_dir", lambda: None)
+    of = provenance()
+    assert (of["commit"], of["dirty"]) == (None, None)

@@ -77,8 +77,9 @@ def test_the_nearest_centres_take_part_and_follow_the_optimiser():
         optimizer.step()
 
 
-def test_a_saved_state_goes_on_with_the_same_numbers():
-    first, second = (SampledSoftmax(CLASSES, DIM, share=0.1, seed=3) for _ in range(2))
+@pytest.mark.parametrize("near", [0, 4])
+def test_a_saved_state_goes_on_with_the_same_numbers(near):
+    first, second = (SampledSoftmax(CLASSES, DIM, share=0.1, near=near, seed=3) for _ in range(2))
     optimizers = [torch.optim.SparseAdam(loss.parameters(), lr=0.1) for loss in (first, second)]
 
     def step(loss, optimizer, seed):
@@ -126,7 +127,7 @@ def test_what_cannot_be_is_refused(options, text):
 
 
 def test_two_batches_before_a_step_leave_no_code_stale():
-    loss = SampledSoftmax(CLASSES, DIM, share=0.1)
+    loss = SampledSoftmax(CLASSES, DIM, share=0.1, near=4)
     optimizer = torch.optim.SparseAdam(loss.parameters(), lr=0.5)
     for seed in (0, 1):
         loss(*batch(seed)).backward()
@@ -149,14 +150,14 @@ def test_a_state_of_another_loss_is_refused():
     other = SampledSoftmax(CLASSES, DIM, share=0.2)
     with pytest.raises(ValueError, match=r"share=0.1.*share=0.2"):
         other.load_state_dict(state)
-    state = SampledSoftmax(CLASSES, DIM).get_extra_state()
+    state = SampledSoftmax(CLASSES, DIM, near=4).get_extra_state()
     del state["bag"]
     with pytest.raises(ValueError, match="lacks bag"):
-        SampledSoftmax(CLASSES, DIM).set_extra_state(state)
+        SampledSoftmax(CLASSES, DIM, near=4).set_extra_state(state)
 
 
 def test_centres_of_very_many_classes_are_hashed_as_they_are():
-    loss = SampledSoftmax(9000, DIM)
+    loss = SampledSoftmax(9000, DIM, near=4)
     codes = loss.bag.hasher.encode(torch.nn.functional.normalize(loss.centres.weight.detach()))
     assert loss.bag.codes(np.arange(9000)).tolist() == codes.tolist()
 

@@ -1,6 +1,8 @@
 """Sets of strings: n-grams, augmentation, toponyms, tables of names, and the encoder that takes them."""
 
+import copy
 import json
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -237,6 +239,32 @@ def test_only_rows_that_took_part_move(names):
     moved = (encoder[0].weight != before).any(dim=1).nonzero().flatten().tolist()
     assert set(moved) <= set(grams.flatten().tolist()) - {0}
     assert len(moved) > 10
+
+
+def test_both_kinds_of_adam_are_one_optimiser_to_those_who_use_it(names):
+    encoder = make_encoder("ngrams", dim=8)
+    optimizer, calls, after = make_optimizer(encoder, make_loss("batch-hard"), 1e-3, None), [], []
+    grams, labels = names.batch([0, 1, 3, 4])
+
+    def closure():
+        calls.append(1)
+        optimizer.zero_grad()
+        value, _ = make_loss("batch-hard")(encoder(grams), labels, None)
+        value.backward()
+        return value
+
+    optimizer.register_step_post_hook(lambda *_: after.append(1))
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    assert torch.is_tensor(optimizer.step(closure))
+    assert (len(calls), len(after)) == (1, 1)
+    scheduler.step()
+    assert {group["lr"] for group in optimizer.param_groups} == {5e-4}
+    copies = [copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
+    for other in copies:
+        assert len(other.param_groups) == len(optimizer.param_groups)
+        other.step()
+    optimizer.step(closure)
+    assert len(calls) == 2
 
 
 def test_a_state_of_another_optimiser_changes_nothing():

@@ -120,6 +120,38 @@ def test_every_miner_resumes_bit_for_bit(miner, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+def test_a_scheduler_of_the_callers_own_sets_the_rates():
+    net = encoder()
+    optimizer, seen = torch.optim.SGD(net.parameters(), lr=1.0), []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(optimizer.param_groups[0]["lr"]))
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.1)
+    for _ in begin(6, net=net, optimizer=optimizer):
+        scheduler.step()
+    assert seen == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_frozen_layers_stay_frozen_and_an_encoder_in_evaluation_mode_is_put_into_training_mode():
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 8), nn.Dropout(0.5))
+    net[1].eval()
+    train(3, net=net)
+    assert not net[1].training
+    assert net[3].training
+    assert net[1].running_mean.eq(0).all()
+    net.eval()
+    train(1, net=net)
+    assert net[1].training
+
+
+def test_a_checkpoint_is_saved_on_the_way_without_being_asked(tmp_path):
+    run = begin(60, net=encoder(), checkpoint=tmp_path / "run.pt")
+    for step in run:
+        if step.step == 55:
+            break
+    run.close()
+    _, rest = train(60, checkpoint=tmp_path / "run.pt")
+    assert rest[0].step == 51
+
+
 def test_looks_see_the_encoder_in_evaluation_mode_as_it_is_then():
     net, data, seen = encoder(), toy(0), []
     miner = make_miner("exact", data.labels, 8, batch_size=12, seed=1, every=10, warm_up=5)

@@ -48,6 +48,7 @@ class RankMiner:
 
     def __init__(self, miner: Miner) -> None:
         self.miner, self.form = miner, miner.form
+        miner.ranked = True
         self._of_world: dict[int, list[Ids]] = {}
         self._parts()
 

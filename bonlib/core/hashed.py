@@ -175,7 +175,7 @@ class HashedMiner(Miner):
                 "churn": self._churn,
                 "reconstruction_error": self._error,
                 **ages(self._corrected, self.table.buckets.code, self._updates),
-                "batches_missed": self._batches - self._updates,
+                "batches_missed": max(self._batches - self._updates, 0),
                 "empty_bag_rate": float(1 - self._tally[OWN] / coded) if coded else 0.0,
                 **{f"from_{name}": float(n / max(drawn, 1)) for name, n in zip(SOURCES, self._tally, strict=True)},
             }

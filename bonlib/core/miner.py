@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -36,10 +37,10 @@ class Miner(ABC):
     negative an anchor gets (:meth:`draw_negatives`); :class:`RandomSampling` is the plainest. Arrays in which it keeps
     what it learns are named in ``learned``: they are saved and loaded with the rest of the state.
 
-    Anchors come from an endless shuffled stream: every sample is an anchor once before any is twice. Classmates
-    come from such a stream for each class, so that all samples are forwarded about equally often. Both cost O(1) a
-    draw, with no pause at the end of a pass. Classes smaller than ``per_class`` are drawn with replacement; the only
-    sample of a class is its own positive. Memory: 8 bytes a sample and 16 a class.
+    Anchors come from an endless shuffled stream, of samples, or of classes where sets are of look-alike identities:
+    each is an anchor once before any is twice. Classmates come from such a stream for each class. All cost O(1) a draw,
+    with no pause at the end of a pass. Classes smaller than ``per_class`` are drawn with replacement; the only sample
+    of a class is its own positive. Memory: 8 bytes a sample and 16 a class.
 
     Iterating goes through one pass of ``steps`` batches; each iterator is a pass of its own, of which the latest counts
     for the state. A state saved in the middle of a pass goes on there; one saved at its end begins the next pass.
@@ -58,6 +59,7 @@ class Miner(ABC):
     """
 
     learned: tuple[str, ...] = ()  # names of the attributes, NumPy arrays, that a subclass learns
+    ranked = False  # whether a RankMiner parts its batches
 
     def __init__(
         self,
@@ -124,6 +126,9 @@ class Miner(ABC):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield batches of dataset indices; after ``load_state_dict`` the rest of the pass, else a whole one."""
+        if not self.ranked and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            text = "All processes get the same batches; wrap the miner: bonlib.core.distributed.RankMiner(miner)."
+            warnings.warn(text, stacklevel=2)
         self._pass += 1
         mine, drawn = self._pass, self._resume
         self._resume, self._loaded = 0, False
@@ -160,8 +165,7 @@ class Miner(ABC):
 
         Args:
             indices: ``(batch,)`` dataset indices.
-            embeddings: ``(batch, dim)`` floating point on any device, or what holds them
-                (:func:`~bonlib.core.checks.embeddings_of`); detached here.
+            embeddings: ``(batch, dim)`` floating point on any device, or what holds them; detached here.
 
         Raises:
             ValueError: if indices are out of range or of another length than the embeddings, or the embeddings of
@@ -229,14 +233,11 @@ class Miner(ABC):
             self._check_learned(name, array)
             setattr(self, name, array)
         self.seed, self._epoch, self._loaded = seed, epoch, True  # the seed counts in each epoch that is set
-        self._drawn, self._resume = drawn, drawn % steps  # a pass that ended is followed by a whole one
+        # What ended, or would have under these steps, is followed by a whole pass.
+        self._drawn, self._resume = min(drawn, self.steps), drawn % steps if drawn < self.steps else 0
 
     def _check_learned(self, name: str, array: NDArray[Any]) -> None:
-        """Refuse a learned array that cannot be this miner's: of another type, or another shape where both are set.
-
-        Raises:
-            ValueError: if it is none.
-        """
+        """Refuse a learned array that cannot be this miner's: of another type, or another shape where both are set."""
         own = getattr(self, name)
         if array.dtype != own.dtype or (own.size and array.size and array.shape != own.shape):
             raise ValueError(f"state is damaged: {name} has dtype {array.dtype} and shape {array.shape}.")

@@ -12,7 +12,6 @@ from bonlib.core.miner import Miner, RandomSampling
 from bonlib.miners.class_based import ClassBased
 from bonlib.miners.exact import ExactNeighbours
 from bonlib.miners.graph import GraphSampling
-from bonlib.miners.hierarchical import Hierarchical
 from bonlib.miners.refreshed_bag import RefreshedBag
 from bonlib.miners.smart import SmartMining
 from bonlib.miners.subspaces import Subspaces
@@ -24,7 +23,6 @@ _MINERS: dict[str, Callable[..., Miner]] = {
     "class-based": ClassBased,
     "smart": SmartMining,
     "subspaces": Subspaces,
-    "hierarchical": Hierarchical,
     "graph": GraphSampling,
     "exact": ExactNeighbours,
     "refreshed-bag": RefreshedBag,

@@ -15,7 +15,7 @@ _OWN_SETTINGS = {  # which the options of its parts must not set
     "dataset_options": {"split", "name", "table", "source"},
     "encoder_options": {"name", "dim", "in_channels", "seed"},
     "miner_options": {"labels", "dim", "form", "batch_size", "per_class", "seed", "steps"},
-    "loss_options": {"margin", "dim", "num_classes", "margins", "seed"},
+    "loss_options": {"margin", "dim", "num_classes", "seed"},
 }
 _USUAL_LOSS = {"set": "batch-hard", "triplet": "triplet", "pair": "contrastive"}
 

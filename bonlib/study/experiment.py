@@ -116,8 +116,7 @@ class Experiment:
         self.miner = make_miner(config.miner, self.train.labels, config.dim, **options)
         self.loss = make_loss(
             config.loss, config.form, margin=config.margin, seed=config.seed,
-            dim=config.dim, num_classes=self.train.num_classes, margins=getattr(self.miner, "margins", None),
-            **config.loss_options,
+            dim=config.dim, num_classes=self.train.num_classes, **config.loss_options,
         )  # fmt: skip
         self.progress = Progress(seconds=dict.fromkeys(PARTS, 0.0))
         self._begun = False

@@ -8,7 +8,6 @@ MINER_NAMES = {
     "smart": "smart mining",
     "subspaces": "100K identities",
     "graph": "graph sampling",
-    "hierarchical": "hierarchical triplet",
     "exact": "exact oracle",
     "refreshed-bag": "BoN, fresh table",
 }

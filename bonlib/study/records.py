@@ -202,11 +202,12 @@ def load_bench(name: str) -> pd.DataFrame:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, hardware, commit and time of this moment."""
+    """Versions, hardware, commit and time of this moment; the commit is ``None`` where there is no checkout."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", "bonlib")
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "bonlib")),
+        "dirty": None if changed is None else bool(changed),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
@@ -279,6 +280,8 @@ def _processor() -> str:
 
 def _git(*arguments: str) -> str | None:
     root = project_dir()
+    if root is None:  # else git would tell of whatever repository is around the current folder
+        return None
     try:
         done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -270,9 +270,8 @@ def time_to_accuracy(
 ) -> pd.DataFrame:
     """Steps and seconds of training until a run first reaches what the baseline reached at best.
 
-    The target is the baseline's best validation value, averaged over seeds. A run that never
-    reaches it is censored: it counts in ``seeds`` but not in ``reached``, and a median is infinite where it is the
-    middle one.
+    The target is the best validation value of the baseline's run of the same seed. A run that never reaches it is
+    censored: it counts in ``seeds`` but not in ``reached``, and a median is infinite where it is the middle one.
 
     Args:
         runs: as :func:`~bonlib.study.records.load_runs` gives them.
@@ -281,11 +280,11 @@ def time_to_accuracy(
         baseline: method whose best value is the target.
 
     Returns:
-        One row a method: ``target``, ``reached``, ``seeds``, and the medians over seeds of ``step`` and ``seconds``; no
-        seconds where the runs are of several devices.
+        One row a method: ``target``, its mean over seeds, ``reached``, ``seeds``, and the medians over seeds of
+        ``step`` and ``seconds``; no seconds where the runs are of several devices.
 
     Raises:
-        ValueError: if the baseline has no run, or a run has no history.
+        ValueError: if the baseline has no run, or none of a seed, or a run has no history.
     """
     _one_budget(runs, "The table")
     history = history.loc[history["key"].isin(runs["key"])] if len(history) else history
@@ -296,18 +295,19 @@ def time_to_accuracy(
         raise ValueError(f"The runs {', '.join(silent)} have no history; run them again, or leave them out.")
     if silent := sorted(history.loc[history[metric].isna(), "key"].unique()):
         raise ValueError(f"The runs {', '.join(silent)} have no {metric} at some step; leave them out.")
-    best = history.groupby(["key", "method"])[metric].max().reset_index()
-    target = float(best.loc[best["method"] == baseline, metric].mean())
+    targets = history[history["method"] == baseline].groupby("seed")[metric].max()
+    if alone := sorted(set(runs["seed"]) - set(targets.index)):
+        raise ValueError(f"baseline is {baseline!r}, which has no run of the seeds {alone}; leave them out.")
     rows = []
-    for key in runs["key"]:
+    for key, seed in zip(runs["key"], runs["seed"], strict=True):
         points = history[history["key"] == key].sort_values("step")
-        there = points[points[metric] >= target - _ROUNDING]
+        there = points[points[metric] >= targets[seed] - _ROUNDING]
         first = there.iloc[0] if len(there) else {"step": np.inf, "training_seconds": np.inf}
         method = {"method": points.iloc[0]["method"]}
         rows.append(method | {"reached": len(there) > 0, "step": first["step"], "seconds": first["training_seconds"]})
     groups = pd.DataFrame(rows).groupby("method", sort=False)
     medians = groups[["step", "seconds"] if len(_devices(runs)) < 2 else ["step"]].median()
-    return medians.assign(target=target, reached=groups["reached"].sum(), seeds=groups.size())
+    return medians.assign(target=targets.mean(), reached=groups["reached"].sum(), seeds=groups.size())
 
 
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:

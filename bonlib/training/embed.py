@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from bonlib.core.checks import check_device, embeddings_of
+from bonlib.datasets.labelled import LabelledSet
 from bonlib.training.encoders import evaluating
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def embed(
     encoder: nn.Module,
     dataset: Dataset[Any],
@@ -43,10 +44,10 @@ def embed(
     device = check_device(device)
     if (len(dataset) if indices is None else len(indices)) == 0:  # pyright: ignore[reportArgumentType]
         raise ValueError("dataset has no samples to embed; give at least one.")
-    if hasattr(dataset, "batch") and not workers:
-        chosen = torch.arange(len(dataset)) if indices is None else torch.as_tensor(indices)  # pyright: ignore[reportArgumentType]
+    if isinstance(dataset, LabelledSet) and not workers:
+        chosen = torch.arange(len(dataset)) if indices is None else torch.as_tensor(indices)
         parts = chosen.split(batch_size)
-        batches = (dataset.batch(part) for part in parts)  # pyright: ignore[reportAttributeAccessIssue]
+        batches = (dataset.batch(part) for part in parts)
     else:
         chosen = dataset if indices is None else Subset(dataset, np.asarray(indices).tolist())
         # With a generator of its own: a loader takes a seed from the global one, in which the training would go on.

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from bonlib.core.checks import as_array, check_device, embeddings_of, real_number, whole_number
 from bonlib.core.distributed import RankMiner, from_rank_zero, world_size
 from bonlib.core.miner import Miner
+from bonlib.datasets.labelled import LabelledSet
 from bonlib.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from bonlib.training.embed import embed
 from bonlib.training.encoders import unwrapped
@@ -63,13 +64,13 @@ def fit(
     evaluate_every: int = 0,
     validation_queries: int | None = None,
     checkpoint: str | Path | None = None,
-    checkpoint_every: int = 0,
+    checkpoint_every: int = 50,
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[Step]:
-    """Train an encoder; yields after each step, so that a caller can draw, log or stop.
+    """Train an encoder, a step each time that it is iterated, so that a caller can draw, log or stop.
 
     Where torch.distributed is initialised, every process calls this with the same arguments, its own ``device``
     aside: each forwards its share of the global batch (:class:`~bonlib.core.distributed.RankMiner`), gradients are
@@ -82,7 +83,7 @@ def fit(
 
     Args:
         encoder: images to embeddings ``(batch, dim)``, or to a tuple, dict or dataclass whose first such entry they
-            are; moved to ``device``, trained in place.
+            are; moved to ``device``, trained in place. Layers in evaluation mode stay so, as frozen ones.
         dataset: an :class:`~bonlib.datasets.images.ImageSet`, or a map-style dataset of ``(image, label)``.
         miner: draws the batches and is told the embeddings.
         loss: called with ``(embeddings, labels, index_tuple)``, returns the loss and the share of active tuples; see
@@ -92,12 +93,13 @@ def fit(
         lr: learning rate of Adam, where no optimiser is given; embeddings with sparse gradients get its sparse kind.
         loss_lr: that of the loss's own parameters, such as proxies; by default the same.
         schedule: ``"constant"``, or ``"cosine"`` to lower the learning rate to zero along half a cosine.
-        optimizer: another optimiser, over the parameters of encoder and loss.
+        optimizer: another optimiser, over the parameters of encoder and loss. A scheduler of your own can step it
+            between two steps, where ``schedule`` is ``"constant"``.
         validation: a dataset of other classes to evaluate on.
         evaluate_every: evaluate after every so many steps, and after the last; 0 never.
         validation_queries: queries at most at each evaluation, see :func:`~bonlib.training.metrics.evaluate`.
         checkpoint: file to save to and to resume from.
-        checkpoint_every: save after every so many steps; the last is always saved.
+        checkpoint_every: save there after every so many steps, and after the last; 0 after the last alone.
         device: ``"cpu"`` or ``"cuda"``.
         precision: ``"float32"``, or ``"bfloat16"`` for autocast.
         workers: processes that load and decode images; with 0 it is done here, which is best for sets in memory.
@@ -137,7 +139,9 @@ def fit(
     device = check_device(device)
     if workers and device.type != "cpu" and getattr(getattr(dataset, "images", None), "is_cuda", False):
         raise ValueError(f"workers is {workers}, but the images are on a GPU already; give workers=0.")
-    encoder.to(device).train()
+    encoder.to(device)
+    if not encoder.training:  # else what is in evaluation mode was put there on purpose
+        encoder.train()
     loss.to(device)
     optimizer = optimizer or make_optimizer(encoder, loss, lr, loss_lr)
     progress = Progress() if progress is None else progress
@@ -174,10 +178,11 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             check(value, embeddings, optimizer)
-            # Of the step alone, so that a resumed run needs no state for it.
-            share = (1 + math.cos(math.pi * (step - 1) / steps)) / 2 if schedule == "cosine" else 1
-            with _rates(optimizer, peaks, share):
+            if schedule == "constant":
                 optimizer.step()
+            else:  # of the step alone, so that a resumed run needs no state for it
+                with _rates(optimizer, peaks, (1 + math.cos(math.pi * (step - 1) / steps)) / 2):
+                    optimizer.step()
         with clock.part("hash"):
             shared.update(indices, embeddings)
         if not warned and _spread(embeddings) < _COLLAPSED:
@@ -341,7 +346,7 @@ def _batches(
     dataset: Dataset[Any], miner: Miner | RankMiner, workers: int, clock: _Clock
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Batches without end: indices, images, labels."""
-    directly = hasattr(dataset, "batch") and not workers
+    directly = isinstance(dataset, LabelledSet) and not workers
     # Of its own: a loader draws a seed for its workers, and a resumed run makes one at another step.
     generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
     while True:

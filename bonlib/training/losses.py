@@ -13,8 +13,6 @@ from bonlib.core.layout import Form
 from bonlib.core.tuples import IndexTuple, active_share
 from bonlib.training.sampled_softmax import SampledSoftmax
 
-Margins = Callable[[Tensor, Tensor], Tensor]
-
 
 @dataclass(frozen=True)
 class _Recipe:
@@ -52,7 +50,7 @@ def _recipes() -> dict[str, _Recipe]:
         return losses.CosFaceLoss(num_classes, dim, margin=margin, scale=scale)
 
     def sampled_softmax(
-        margin: float, dim: int, num_classes: int, share: float = 0.1, near: int = 4, scale: float = 16, seed: int = 0
+        margin: float, dim: int, num_classes: int, share: float = 0.1, near: int = 0, scale: float = 16, seed: int = 0
     ) -> nn.Module:
         return SampledSoftmax(num_classes, dim, share=share, near=near, margin=margin, scale=scale, seed=seed)
 
@@ -79,7 +77,6 @@ def _recipes() -> dict[str, _Recipe]:
         "cosface": _Recipe(cosface, margin=0.35),
         "sampled-softmax": _Recipe(sampled_softmax, margin=0.35),
         "proxy-anchor": _Recipe(proxy_anchor, margin=0.1),
-        "hierarchical": _Recipe(lambda _, margins: HierarchicalTripletLoss(margins), forms=("set", "triplet")),
     }
 
 
@@ -122,38 +119,13 @@ class InfoNCE(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor, _: IndexTuple | None = None) -> Tensor:
         """Embeddings ``(batch, dim)`` and labels ``(batch,)`` to a scalar; 0 where no two are of one label."""
         rows = nn.functional.normalize(embeddings.float())
-        logits = rows @ rows.T / self.temperature  # (batch, batch)
+        with torch.autocast(rows.device.type, enabled=False):  # similarities of a few digits would be divided by 0.1
+            logits = rows @ rows.T / self.temperature  # (batch, batch)
         same = labels[:, None] == labels
         negatives = logits.masked_fill(same, -torch.inf).logsumexp(dim=1, keepdim=True)  # (batch, 1)
         positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
         losses = nn.functional.softplus(negatives - logits)[positive]
         return losses.sum() / max(len(losses), 1)
-
-
-class HierarchicalTripletLoss(nn.Module):
-    """Triplet loss on squared distances with a margin for each pair of classes, over all triplets of a batch.
-
-    Args:
-        margins: labels of anchors and of negatives, both ``(n,)``, to margins ``(n,)``.
-
-    Source: Ge et al., "Deep metric learning with hierarchical triplet loss", ECCV 2018.
-    """
-
-    def __init__(self, margins: Margins) -> None:
-        super().__init__()
-        self.margins = margins
-
-    def forward(self, embeddings: Tensor, labels: Tensor, index_tuple: IndexTuple | None) -> Tensor:
-        """Mean over the triplets with a positive loss: embeddings ``(batch, dim)``, labels ``(batch,)`` to a scalar."""
-        if index_tuple is None:
-            from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_triplets_indices
-
-            index_tuple = get_all_triplets_indices(labels)
-        a, p, n = index_tuple
-        squared = (2 - 2 * embeddings @ embeddings.T).clamp_min(0)  # (batch, batch), of unit embeddings
-        between = self.margins(labels[:, None].expand_as(squared).flatten(), labels.repeat(len(labels)))
-        losses = (squared[a, p] - squared[a, n] + between.view_as(squared)[a, n]).relu()  # (triplets,)
-        return losses.sum() / (losses > 0).sum().clamp_min(1)
 
 
 def list_losses(form: Form | None = None) -> list[str]:
@@ -234,12 +206,11 @@ def make_loss(
             distance-weighted mining inside the batch (Wu 2017); cross-batch-memory, contrastive against a queue of
             past embeddings (Wang 2020); without mining, cosface (Wang 2018) and proxy-anchor (Kim 2020), whose
             memory is a vector a class, and sampled-softmax, cosface over few of the classes
-            (:class:`~bonlib.training.sampled_softmax.SampledSoftmax`); hierarchical (Ge 2018), with margins from its
-            miner.
+            (:class:`~bonlib.training.sampled_softmax.SampledSoftmax`).
         form: form of the batches, ``"set"``, ``"triplet"`` or ``"pair"``.
         margin: the loss's margin; by default the one that is usual for it.
         seed: of the loss's own weights, where it has any.
-        **options: what the loss needs of ``dim``, ``num_classes`` and ``margins`` is taken, and the loss's own:
+        **options: what the loss needs of ``dim`` and ``num_classes`` is taken, and the loss's own:
             ``memory_size`` of cross-batch-memory, ``scale`` of cosface and sampled-softmax, ``share`` and ``near`` of
             the latter, ``alpha`` of proxy-anchor.
 
@@ -261,10 +232,10 @@ def make_loss(
     given = {key: value for key, value in options.items() if key in takes}
     given |= {"seed": seed} if "seed" in takes else {}
     missing = [key for key, value in list(takes.items())[1:] if value.default is value.empty and given.get(key) is None]
-    if unknown := set(options) - set(given) - {"dim", "num_classes", "margins"}:
+    if unknown := set(options) - set(given) - {"dim", "num_classes"}:
         raise ValueError(f"loss {name!r} has no option {sorted(unknown)}; it has {list(takes)[1:]}.")
     if missing:
-        raise ValueError(f"loss {name!r} needs {missing}; margins come from the miner 'hierarchical'.")
+        raise ValueError(f"loss {name!r} needs {', '.join(missing)}; give it, as {missing[0]}=….")
     with torch.random.fork_rng(devices=[]):  # weights of a loss are drawn from the global generator
         torch.default_generator.manual_seed(seed)  # that of the CPU alone
         return MinedLoss(recipe.loss(margin, **given), recipe.miner and recipe.miner(margin), margin)

@@ -1,6 +1,6 @@
 """The optimiser that `fit` makes: Adam, and its sparse kind for the weights whose gradients are sparse."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -42,9 +42,15 @@ class AdamOfBothKinds(torch.optim.Optimizer):
         sparse: for weights with sparse ones.
     """
 
+    parts: dict[str, torch.optim.Optimizer]
+
     def __init__(self, dense: torch.optim.Adam, sparse: torch.optim.SparseAdam) -> None:
-        self.parts = {"dense": dense, "sparse": sparse}
-        self.defaults: dict[str, Any] = {}
+        # The base class's own constructor wants groups, which are the parts'; this gives its hooks alone.
+        self.__setstate__({"parts": {"dense": dense, "sparse": sparse}, "defaults": {}})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of."""
+        return {"parts": self.parts, "defaults": self.defaults}
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -69,10 +75,13 @@ class AdamOfBothKinds(torch.optim.Optimizer):
         for part in self.parts.values():
             part.zero_grad(set_to_none)
 
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step of both."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of both; returns what the closure does, which is called once."""
+        with torch.enable_grad():
+            value = None if closure is None else closure()
         for part in self.parts.values():
-            part.step(closure)
+            part.step()
+        return value
 
     def state_dict(self) -> dict[str, Any]:
         """The states of both, by kind."""

@@ -18,20 +18,21 @@ from bonlib.lookalikes import nearest_identities
 
 
 class SampledSoftmax(nn.Module):
-    """CosFace over few of many class centres: those of the batch, those in the buckets around it, and random ones.
+    """CosFace over few of many class centres: those of the batch, random ones, and, where asked for, those near it.
 
     The random ones stand for all classes that are left out: their share of the softmax is multiplied by the number of
     classes that each stands for, so that the sum over all classes is met in expectation. At least as many are drawn as
-    the batch has classes, whatever the share. With ``near=0`` all others are random, as Partial FC draws them; with
-    ``share=1`` it is CosFace over all classes. Centres are hashed as identities are; those that the optimiser moved are
-    corrected before the next batch. Gradients of the centres are sparse: give them to ``torch.optim.SparseAdam``, or to
-    :func:`~bonlib.training.loop.fit`, which does so. One process alone.
+    the batch has classes, whatever the share. By default all others are random, as Partial FC draws them; with
+    ``share=1`` it is CosFace over all classes. With ``near`` centres are hashed as identities are; those that the
+    optimiser moved are corrected before the next batch. Gradients of the centres are sparse: give them to
+    ``torch.optim.SparseAdam``, or to :func:`~bonlib.training.loop.fit`, which does so. One process alone.
 
     Args:
         num_classes: number of classes; labels are ``0 .. num_classes - 1``.
         dim: width of the embeddings.
         share: of the classes that a batch is compared with, above 0 to 1, the near ones counted.
-        near: centres near each sample that take part; 0 for none.
+        near: centres near each sample that take part too, from their buckets; by default none, for they are worth no
+            more than random ones (docs/results.md, very many classes).
         margin: that the cosine with the own centre has to make up for.
         scale: that cosines are multiplied by.
         seed: of the centres, the hash, and the random classes.
@@ -50,7 +51,7 @@ class SampledSoftmax(nn.Module):
         dim: int,
         *,
         share: float = 0.1,
-        near: int = 4,
+        near: int = 0,
         margin: float = 0.35,
         scale: float = 16.0,
         seed: int = 0,

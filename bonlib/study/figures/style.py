@@ -18,7 +18,6 @@ MINER_COLOURS = {
     "smart": "#CC79A7",
     "subspaces": "#E69F00",
     "graph": "#56B4E9",
-    "hierarchical": "#8C6D1F",
     "exact": "#222222",
     "refreshed-bag": "#8C3B00",
 }
