@@ -73,7 +73,7 @@ class BagOfNegatives(HashedMiner):
         probe: whether a bucket with too few others is helped out by its Hamming neighbours, before random samples are.
         bits: length of the code, 1 to 24; by default so that a bucket of the filled table holds some 15 to 30 entries.
         hasher: name of a hash (:func:`~bonlib.core.hashes.list_hashers`), or a :class:`~bonlib.core.hashing.Hash`,
-            which brings its own ``bits``.
+            which brings its own ``bits`` and is this bag's alone.
         steps: batches that one iteration yields; by default one pass, ``num_samples // batch_size``.
         seed: seed of the bag's own generator and of the hash.
 

@@ -48,6 +48,7 @@ myst_substitutions = {
             "smooth",
             "costs",
             "law",
+            "nearness",
             "second_stage",
             "harm",
             "lists",

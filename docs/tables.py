@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from bonlib.study.records import load_bench, load_history, load_runs
@@ -80,7 +81,7 @@ def scratch() -> str:
     rows = [([size, "triplets", f"{runs['steps'].iloc[0]:,}", *values], leads)]
     for (size, loss, steps), values, leads in _large("metrics.recall@1"):
         rows.append(([size, f"sets + {loss}", steps, *values], leads))
-    header = "data, to train on | batches and loss | steps | random | as published | two stages"
+    header = "data, to train on | batches and loss | steps | random | as published, sets of four bags | two stages"
     header += " | as published leads random by, points | two stages lead random by, points"
     return markdown(header, compared(rows))
 
@@ -127,7 +128,7 @@ def stages() -> str:
         best = f"{others.max():.3f} {others.idxmax()}"
         rows.append([NAMES[name], *values, best, points(own.loc["random"]),
                      fewer(means["two stages"], means["random"])])  # fmt: skip
-    header = "data | random sets | BoN as published | two stages | best of the others"
+    header = "data | random sets | as published, four bags | two stages | best of the others"
     return markdown(f"{header} | two stages lead random by, points | fewer errors than random", rows)
 
 
@@ -224,6 +225,18 @@ def law() -> str:
         rows.append(([f"{size:,}", f"{size * math.log(2) / 15:,.0f}", random], leads))
     header = "training identities | rank of the nearest in a random set | random"
     return markdown(f"{header} | as published leads by, points | two stages lead by, points", compared(rows))
+
+
+def nearness() -> str:
+    """How near the hardest negatives of a set are, by exact rank, against the number of identities."""
+    rows = []
+    for variant, of in load_bench("ranks").groupby("variant", sort=False):
+        wide = of.pivot(index="identities", columns="table", values="rank")
+        cells = [f"{row['stale']:,.0f} / {row['fresh']:,.0f}" for _, row in wide.iterrows()]
+        slope, _ = np.polyfit(np.log(wide.index.to_numpy(dtype=float)), np.log(wide["stale"].to_numpy(dtype=float)), 1)
+        rows.append([str(variant), *cells, f"N^{slope:.1f}"])
+    sizes = " | ".join(f"N = {size:,}" for size in sorted(load_bench("ranks")["identities"].unique()))
+    return markdown(f"sets | {sizes} | stale ones grow like", rows)
 
 
 def second_stage() -> str:

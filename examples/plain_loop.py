@@ -39,7 +39,7 @@ optimizer = torch.optim.Adam(encoder.parameters(), lr=1e-3)
 
 def batch_hard(embeddings, labels, margin=0.2):
     """Each sample against the farthest of its identity and the nearest of another (Hermans et al. 2017)."""
-    distances = torch.cdist(*[nn.functional.normalize(embeddings)] * 2)  # (batch, batch)
+    distances = torch.cdist(embeddings, embeddings)  # (batch, batch)
     same = labels[:, None] == labels
     farthest, nearest = (distances * same).amax(1), (distances + 9 * same).amin(1)  # (batch,)
     return (farthest - nearest + margin).relu().mean()
@@ -47,7 +47,7 @@ def batch_hard(embeddings, labels, margin=0.2):
 
 bag = BagOfNegatives(labels, dim=64, batch_size=128, steps=steps)  # 32 identities in groups of look-alikes
 for indices in bag:
-    embeddings = encoder(images[indices])
+    embeddings = nn.functional.normalize(encoder(images[indices]))
     loss = batch_hard(embeddings, labels[indices])
     optimizer.zero_grad()
     loss.backward()

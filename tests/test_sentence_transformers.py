@@ -155,6 +155,7 @@ def test_rows_to_evaluate_on_are_taken_as_they_are(model, tmp_path):
         ({"label": [0] * ROWS}, {}, "column 'label'"),
         ({}, {"label": "place"}, "columns are anchor, positive"),
         ({}, {"batch_size": 1}, "batch_size is 1"),
+        ({}, {"batch_size": ROWS + 1}, f"dataset has {ROWS} rows"),
         ({}, {"bits": 99}, "bits is 99"),
         ({"score": [0.5] * ROWS}, {}, "without score"),
         ({"label": ["a"] * ROWS, "place": [0] * ROWS}, {"label": "place"}, "column 'label'"),

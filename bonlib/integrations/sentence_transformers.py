@@ -86,7 +86,7 @@ class TextBag(TrainerCallback):
         if label is None:
             _warn_of_repeats(dataset, texts[:own])
         rows = len(dataset)
-        batch_size = whole_number("batch_size", batch_size, 2)
+        batch_size = whole_number("batch_size", batch_size, 2, rows, f"dataset has {rows} rows.")
         if label is None:
             self._texts, classes = own, np.arange(rows)
             layout = {"batch_size": batch_size * own, "per_class": own}

@@ -37,7 +37,7 @@ class Moment:
 
     step: int
     codes: NDArray[np.int32]  # (num_samples,) as the table had them, -1 for a sample not yet seen
-    embeddings: Tensor  # (num_samples, dim) half precision, of the encoder as it was
+    embeddings: Tensor  # (num_samples, dim), of the encoder as it was
 
 
 class Story:
@@ -64,8 +64,7 @@ class Story:
     def remember(self, step: int) -> None:
         """Keep codes and embeddings as they are now; embeds the whole data set."""
         codes = self._bag.codes(np.arange(len(self.dataset)))
-        embeddings = embed_all(self._encoder, self.dataset).half().cpu()
-        self.moments.append(Moment(step, codes.astype(np.int32), embeddings))
+        self.moments.append(Moment(step, codes.astype(np.int32), embed_all(self._encoder, self.dataset)))
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,7 @@ def look(story: Story, anchor: int, moment: int = -1, *, nearest: int = 12) -> V
     if not 0 <= anchor < len(story.dataset):
         raise ValueError(f"anchor is {anchor}; allowed are 0 to {len(story.dataset) - 1}.")
     seen, labels = story.moments[moment], story.dataset.labels.numpy()
-    embeddings = seen.embeddings
-    distances = (embeddings.float() - embeddings[anchor].float()).norm(dim=1).numpy()
+    distances = (seen.embeddings - seen.embeddings[anchor]).norm(dim=1).numpy()
     others = np.flatnonzero(labels != labels[anchor])
     order = others[np.argsort(distances[others], kind="stable")]
     rank = np.empty(len(labels), dtype=np.int64)
@@ -139,7 +137,7 @@ def over_time(story: Story, *, anchors: int = 200, margin: float = 0.2, seed: in
                 continue
             place = int(rng.integers(len(view.bag)))
             others = [rng.choice(positives), view.bag[place], rng.choice(np.flatnonzero(~same))]
-            to = (seen.embeddings[others].float() - seen.embeddings[anchor].float()).norm(dim=1).numpy()
+            to = (seen.embeddings[others] - seen.embeddings[anchor]).norm(dim=1).numpy()
             active = to[1:] < to[0] + margin
             drawn.append([len(view.bag), view.bag_ranks[place], view.negatives / 2, *active])
         table = pd.DataFrame(drawn, columns=columns).astype(float)
