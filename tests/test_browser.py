@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SHOTS = ROOT / "build" / "screenshots"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SHORTER = {"points = 4000": "points = 800", "identities = None": "identities = 300"}  # of 03_buckets
+SHORTER = {"points = 3000": "points = 800", "identities = None": "identities = 300"}  # of 03_buckets
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt install chromium)"),

@@ -83,7 +83,7 @@ def fit(
 
     Args:
         encoder: images to embeddings ``(batch, dim)``, or to a tuple, dict or dataclass whose first such entry they
-            are; moved to ``device``, trained in place. Layers in evaluation mode stay so, as frozen ones.
+            are; moved to ``device``, trained in place. Layers in evaluation mode stay so, unless all are.
         dataset: an :class:`~bonlib.datasets.images.ImageSet`, or a map-style dataset of ``(image, label)``.
         miner: draws the batches and is told the embeddings.
         loss: called with ``(embeddings, labels, index_tuple)``, returns the loss and the share of active tuples; see
