@@ -51,7 +51,7 @@ def opponents(
     lines, names = axes[0, 0].get_legend_handles_labels()
     names = [f"{name} (thin, in every panel)" for name in names[:-1]]
     figure.legend(lines[:-1], names, loc="outside upper center", ncols=len(references), fontsize=9)
-    figure.supxlabel(_AXES.get(x, x), fontsize=10)
+    figure.supxlabel(f"{_AXES.get(x, x)}; shade: 95 % interval of the mean", fontsize=10)
     gap = " " if rows > 1 else "\n"  # one row is too low for a long line
     figure.supylabel(f"{ylabel or metric},{gap}validation classes", fontsize=10)
     return figure
@@ -61,7 +61,7 @@ def _band(ax: Axes, runs: pd.DataFrame, x: str, metric: str, name: str, linewidt
     points = [(group[x].mean(), *mean_interval(group[metric].tolist())[:3]) for _, group in runs.groupby("step")]
     at, mean, low, high = np.array(points).T
     colour = MINER_COLOURS.get(runs["miner"].iloc[0], MUTED)
-    dash = FORM_DASHES[runs["form"].iloc[0]]
+    dash = "-." if "," in name else FORM_DASHES[runs["form"].iloc[0]]  # a variant
     ax.plot(at, mean, color=colour, linestyle=dash, label=name, linewidth=linewidth)
     if not np.isnan(low).all():
         ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -103,25 +103,26 @@ def leads(tables: Mapping[str, pd.DataFrame], method: str) -> Figure:
     """
     most = max(map(len, tables.values()))
     figure, axes = plt.subplots(1, len(tables), figsize=(2.4 + 2.9 * len(tables), 0.34 * most + 1.2), squeeze=False)
-    colours = {"ahead": MINER_COLOURS["bag"], "level": MUTED, "behind": INK}
     markers = {"ahead": ">", "level": "o", "behind": "<"}
     others = list(dict.fromkeys(name for table in tables.values() for name in table.index))
     for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
         for name, row in table.iterrows():
-            y, colour = others.index(name), colours.get(row["verdict"], MUTED)
+            y, colour = others.index(name), INK if row["verdict"] in ("ahead", "behind") else MUTED
             ax.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, linewidth=2)
             ax.plot(100 * row["lead"], y, markers.get(row["verdict"], "o"), color=colour, markersize=7)
         ax.axvline(0, color=INK, linewidth=1)
         sizes = 100 * table["lead"].abs().sort_values()
         reach = sizes.iloc[-1] if len(sizes) < 2 or sizes.iloc[-1] < 3 * sizes.iloc[-2] else sizes.iloc[-2]
+        reach = max(reach, sizes.get("random", 0) / 1.3)  # the lead that counts is always in sight
         for name, row in table[100 * table["lead"].abs() > 1.8 * reach].iterrows():  # off the panel: in words
             side = "right" if row["lead"] > 0 else "left"
             at = (0.98 if row["lead"] > 0 else 0.02, others.index(name))
-            text = f"{100 * row['lead']:+.0f}, {row['verdict']}"
+            text = f"{100 * row['lead']:+.1f}, {row['verdict']}"
             ax.annotate(text, at, xycoords=("axes fraction", "data"), ha=side, va="center", fontsize=8)
         ax.set(title=title, ylim=(len(others) - 0.4, -0.6), xlim=(-1.8 * reach, 1.8 * reach), yticks=range(len(others)))
         ax.set_yticklabels(others if ax is axes[0, 0] else [])
-    figure.supxlabel(f"points by which {method} leads; 95 % intervals, cut where they are wide", fontsize=10)
+    said = "95 % intervals, cut where they are wide; each panel its own scale; no mark: not run"
+    figure.supxlabel(f"lead of {method}, points; triangle: ahead or behind, dot: level\n{said}", fontsize=10)
     return figure
 
 
@@ -146,7 +147,7 @@ def costs(table: pd.DataFrame) -> Figure:
         left += table[part].to_numpy()
     for y, (total, share) in enumerate(zip(table["total"], table["miner_share"], strict=True)):
         ax.annotate(f"{share:.1%} mining", (total, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    ax.set(xlabel="milliseconds a step", xlim=(0, 1.18 * table["total"].max()))
+    ax.set(xlabel="milliseconds a step, looks spread over all of them", xlim=(0, 1.18 * table["total"].max()))
     ax.legend(ncols=5, fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1))
     return figure
 
@@ -172,14 +173,16 @@ def over(runs: pd.DataFrame, x: str, xlabel: str, metric: str = "validation.reca
         ax.set_xscale("log")
         ax.minorticks_off()
     ticks = sorted(runs[x].unique())
-    ax.set(xlabel=xlabel, ylabel=f"{metric.partition('.')[2]}, validation classes", xticks=ticks)
+    ax.set(
+        xlabel=f"{xlabel}; bars: 95 % interval", ylabel=f"{metric.partition('.')[2]}, validation classes", xticks=ticks
+    )
     ax.set_xticklabels([f"{tick:,g}" for tick in ticks])
     ax.legend()
     return figure
 
 
 def side_by_side(table: pd.DataFrame, columns: Mapping[str, str], own: str) -> Figure:
-    """What each method comes to, a panel a column: mean over seeds and its 95 % interval, best by the first on top.
+    """What each method comes to, a panel a column, best by the first on top: dots are seeds, bars the mean's interval.
 
     Args:
         table: one run a row, with ``method`` and the columns.
@@ -192,12 +195,14 @@ def side_by_side(table: pd.DataFrame, columns: Mapping[str, str], own: str) -> F
         for y, name in enumerate(order):
             values = table.loc[table["method"] == name, column].dropna()
             mean, low, high, seeds = mean_interval(values.tolist()) if len(values) else (np.nan,) * 4
-            colour = MINER_COLOURS["bag"] if name == own else MUTED
+            colour = INK if name == own else MUTED
             if seeds > 1:
                 ax.plot([low, high], [y, y], color=colour, linewidth=5, alpha=0.3, solid_capstyle="butt")
-            ax.plot(mean, y, "o", color=colour, markersize=5)
+            ax.plot(values, [y] * len(values), "o", color=colour, markersize=4)
+            ax.plot(mean, y, "|", color=colour, markersize=13, markeredgewidth=2)
         ax.set(title=title)
         ax.margins(x=0.15)
+    figure.supxlabel("dot: a seed; bar: 95 % interval of the mean", fontsize=10)
     axes[0].set(yticks=range(len(order)), ylim=(-0.6, len(order) - 0.4))
     axes[0].set_yticklabels(order)
     return figure
@@ -210,12 +215,12 @@ def arrivals(table: pd.DataFrame) -> Figure:
         table: as ``benchmarks/arriving.py`` writes it: ``method``, ``seed``, ``step``, ``identities``, ``recall@1``.
     """
     figure, ax = plt.subplots(figsize=(7.2, 3.6))
-    colours = (MINER_COLOURS["random"], MINER_COLOURS["two-stage-bag"], MINER_COLOURS["bag"], MINER_COLOURS["exact"])
+    colours = (MINER_COLOURS["random"], MINER_COLOURS["two-stage-bag"], MUTED, MINER_COLOURS["exact"])
     for colour, (name, rows) in zip(colours, table.groupby("method", sort=False), strict=False):
         mean_and_range(ax, rows.groupby("step")["recall@1"], marker="o", markersize=3, color=colour, label=name)
     first = table.loc[table["identities"] == table["identities"].min(), "step"].max()
     ax.axvline(first, color=INK, linewidth=1, linestyle="--")
     ax.annotate("the other half arrives", (first, 0.03), (4, 0), ("data", "axes fraction"), "offset points", fontsize=8)
-    ax.set(xlabel="steps", ylabel="R@1, validation identities")
+    ax.set(xlabel="steps; shade: range of the seeds", ylabel="R@1, validation identities")
     ax.legend(fontsize=9)
     return figure

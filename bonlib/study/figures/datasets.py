@@ -29,7 +29,11 @@ def curves_by_dataset(history: pd.DataFrame, metric: str = "recall@1") -> Figure
             mean_and_range(ax, group.groupby("images")[metric], dash, color=colour, label=method)
         top = here[metric].max()
         first = here[here["images"] > here["images"].max() / 4][metric].min()  # the first climb would hide the rest
-        ax.set(title=name, xlabel="training images seen", ylim=(first - (top - first) / 8, top + (top - first) / 8))
+        ax.set(
+            title=name,
+            xlabel="training images seen; shade: seeds",
+            ylim=(first - (top - first) / 8, top + (top - first) / 8),
+        )
         count_axis(ax, 5)
     axes[0, 0].set_ylabel(f"{metric}, validation classes")
     shown = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -58,7 +62,7 @@ def leads_over_identities(tables: Mapping[str, pd.DataFrame]) -> Figure:
         reach = [lead - 100 * table["low"], 100 * table["high"] - lead]
         ax.errorbar(x, lead, reach, marker="o", capsize=3, color=MINER_COLOURS[miner], label=method_name(miner, "set"))
     ax.axhline(0, color=MINER_COLOURS["random"], linewidth=1)
-    ax.set(xscale="log", xlabel="training identities", ylabel="lead over random sets, points")
+    ax.set(xscale="log", xlabel="training identities; bars: 95 % interval", ylabel="lead over random sets, points")
     ax.minorticks_off()
     sizes = sorted({size for table in tables.values() for size in table["identities"]})
     ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
@@ -82,7 +86,7 @@ def recall_over_gallery(table: pd.DataFrame) -> Figure:
             colour, dash = _look(group.iloc[0])
             by_size = group.groupby("gallery")["recall@1"]
             mean_and_range(ax, by_size, dash, marker="o", markersize=3.5, color=colour, label=method)
-        ax.set(xscale="log", xlabel="samples in the gallery", title=name)
+        ax.set(xscale="log", xlabel="samples in the gallery; shade: seeds", title=name)
     axes[0, 0].set_ylabel("R@1, unseen classes")
     axes[0, -1].legend(fontsize=8)
     return figure
