@@ -124,11 +124,14 @@ def test_a_metric_over_a_setting_has_a_line_a_miner(history):
 
 
 def test_methods_stand_side_by_side_best_on_top():
-    table = pd.DataFrame({"method": ["a", "ours"], "recall": [0.5, 0.7], "churn": [0.5, np.nan]})
+    methods = {"method": ["a", "ours", "ours"], "recall": [0.5, 0.6, 0.8], "churn": [0.5, np.nan, np.nan]}
+    table = pd.DataFrame(methods)
     recall, churn = figures.side_by_side(table, {"recall": "R@1", "churn": "churn"}, "ours").axes
     assert (recall.get_title("left"), churn.get_title("left")) == ("R@1", "churn")
     assert [text.get_text() for text in recall.get_yticklabels()] == ["a", "ours"]
-    assert [line.get_xdata()[0] for line in recall.get_lines()] == [0.5, 0.7]
+    seeds = [list(line.get_xdata()) for line in recall.get_lines() if line.get_marker() == "o"]
+    means = [float(line.get_xdata()[0]) for line in recall.get_lines() if line.get_marker() == "|"]
+    assert (seeds, means) == ([[0.5], [0.6, 0.8]], pytest.approx([0.5, 0.7]))
 
 
 def test_arrivals_mark_the_step_at_which_newcomers_come():
