@@ -1,7 +1,8 @@
 """Pairs of texts in sentence-transformers' trainer: random batches against a bag: python benchmarks/pairs.py.
 
 Two names of a place are a pair, without labels; 39,000 places, batches of 64, MultipleNegativesRankingLoss, a static
-embedding of BPE tokens that is made here. Half-way the bag takes over from random batches, or is there from the start.
+embedding of BPE tokens that is made here. Half-way the bag takes over from random batches, or is there from the start;
+or batches are cut from k-means clusters of the embeddings of that moment, as people do offline.
 MRR@10 of finding the second name among those of all validation places. Three seeds, each with its own split; the record
 is data/results/bench/pairs.json.
 """
@@ -13,9 +14,15 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import (
+    DefaultBatchSampler,
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+from sklearn.cluster import MiniBatchKMeans
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from bonlib import load_dataset
@@ -46,11 +53,27 @@ def new_model(texts: list[str], seed: int) -> SentenceTransformer:
     return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=128), Normalize()], device="cpu")
 
 
-def train(model: SentenceTransformer, data: Dataset, steps: int, seed: int, bag: bool) -> None:
-    """Some steps with random batches, or with those of a bag."""
+def by_cluster(model: SentenceTransformer, data: Dataset, seed: int) -> list[int]:
+    """Rows for some passes, those of a cluster one after the other; clusters and rows in a new order each pass."""
+    rows = sum(model.encode(data[name][:], show_progress_bar=False) for name in ("anchor", "positive"))
+    of = MiniBatchKMeans(len(rows) // BATCH, batch_size=4096, n_init=1, random_state=seed).fit_predict(rows)
+    rng = np.random.default_rng(seed)
+    passes = range(-(-STEPS * BATCH // len(rows)))
+    return np.concatenate(
+        [np.lexsort((rng.random(len(of)), rng.permutation(of.max() + 1)[of])) for _ in passes]
+    ).tolist()
+
+
+def train(model: SentenceTransformer, data: Dataset, steps: int, seed: int, batches: str) -> None:
+    """Some steps with batches at ``random``, from a ``bag``, or from ``clusters``."""
     loss = MultipleNegativesRankingLoss(model)
-    mined = TextBag(data, loss, batch_size=BATCH, seed=seed) if bag else None
+    mined = TextBag(data, loss, batch_size=BATCH, seed=seed) if batches == "bag" else None
     more = {"batch_sampler": mined.sampler} if mined else {}
+    if batches == "clusters":
+        rows = by_cluster(model, data, seed)
+        more = {
+            "batch_sampler": lambda _, batch_size, drop_last, **__: DefaultBatchSampler(rows, batch_size, drop_last)
+        }
     arguments = SentenceTransformerTrainingArguments(
         tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=0.01, use_cpu=True,
         lr_scheduler_type="constant", save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
@@ -83,10 +106,11 @@ def main() -> None:
     for seed in range(3):
         data, validation = pairs_of("train", seed), pairs_of("validation", seed)
         texts = data["anchor"][:] + data["positive"][:]
-        for name, halves in (("random", (False, False)), ("bag", (True, True)), ("random, then bag", (False, True))):
+        for name in ("random", "bag", "random, then bag", "random, then clusters"):
+            first, *then = name.split(", then ")
             model, began = new_model(texts, seed), time.perf_counter()
-            for half in halves:
-                train(model, data, STEPS // 2, seed, half)
+            for batches in (first, then[0] if then else first):
+                train(model, data, STEPS // 2, seed, batches)
             seconds = time.perf_counter() - began
             rows.append({"seed": seed, "method": name, "rows": len(data), "gallery": len(validation), "steps": STEPS,
                          "mrr@10": mrr(model, validation), "seconds": seconds})  # fmt: skip
