@@ -480,7 +480,7 @@ def nearer() -> str:
     first, two = rank["as published, 4 bags"], rank["two stages"]
     return (
         f"among {most:,} identities of names the nearest negative in a random set has rank {rank['random']:,.0f} in "
-        f"the median, by exact search; as published {first:,.0f}; with two stages {two:,.0f}"
+        f"the median, by exact search (one seed); as published {first:,.0f}; with two stages {two:,.0f}"
     )
 
 
