@@ -75,7 +75,7 @@ def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300
     """
     rows, rng = [], np.random.default_rng(0)
     for make in METHODS.values():  # compiles
-        small, _ = filled(make, np.arange(1000), 64, rng)
+        small, _ = filled(make, np.arange(1000) // per_class, 64, rng)
         _draw_and_correct(small, "set", *_told(small, rng))
     for count, (method, make) in itertools.product(sizes, METHODS.items()):
         bag, seconds = filled(make, np.arange(count) // per_class, 64, rng)
