@@ -51,7 +51,7 @@ def memory(parts: pd.Series) -> Figure:
     figure, ax = plt.subplots(figsize=(9.6, 2.0))
     left = 0.0
     colours = (*ACCENTS, MINER_COLOURS["bag"], MINER_COLOURS["random"], MUTED, "#B8B8B8")
-    few = parts < 1  # bars too narrow for a name
+    few = parts < 2  # bars too narrow for a name
     parts = pd.concat([parts[~few], pd.Series({"all other": parts[few].sum()})[: few.sum()]])
     for i, (name, size) in enumerate(parts.items()):
         ax.barh(0, size, left=left, color=colours[i % len(colours)], edgecolor="white")

@@ -189,7 +189,7 @@ def side_by_side(table: pd.DataFrame, columns: Mapping[str, str], own: str) -> F
         columns: what each is called.
         own: the method to stand out.
     """
-    order = table.groupby("method")[next(iter(columns))].mean().sort_values().index
+    order = table.groupby("method")[next(iter(columns))].mean().sort_values(na_position="first").index
     figure, axes = plt.subplots(1, len(columns), figsize=(11, 0.36 * len(order) + 1.3), sharey=True)
     for ax, (column, title) in zip(axes, columns.items(), strict=True):
         for y, name in enumerate(order):
