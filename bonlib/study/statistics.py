@@ -295,8 +295,9 @@ def time_to_accuracy(
         raise ValueError(f"The runs {', '.join(silent)} have no history; run them again, or leave them out.")
     if silent := sorted(history.loc[history[metric].isna(), "key"].unique()):
         raise ValueError(f"The runs {', '.join(silent)} have no {metric} at some step; leave them out.")
-    targets = history[history["method"] == baseline].groupby("seed")[metric].max()
-    if alone := sorted(set(runs["seed"]) - set(targets.index)):
+    best = history[history["method"] == baseline].groupby("seed")[metric].max()
+    targets = {int(seed): float(value) for seed, value in best.items()}  # pyright: ignore[reportArgumentType]
+    if alone := sorted(set(runs["seed"]) - set(targets)):
         raise ValueError(f"baseline is {baseline!r}, which has no run of the seeds {alone}; leave them out.")
     rows = []
     for key, seed in zip(runs["key"], runs["seed"], strict=True):
@@ -307,7 +308,7 @@ def time_to_accuracy(
         rows.append(method | {"reached": len(there) > 0, "step": first["step"], "seconds": first["training_seconds"]})
     groups = pd.DataFrame(rows).groupby("method", sort=False)
     medians = groups[["step", "seconds"] if len(_devices(runs)) < 2 else ["step"]].median()
-    return medians.assign(target=targets.mean(), reached=groups["reached"].sum(), seeds=groups.size())
+    return medians.assign(target=best.mean(), reached=groups["reached"].sum(), seeds=groups.size())
 
 
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:

@@ -113,7 +113,8 @@ def leads(tables: Mapping[str, pd.DataFrame], method: str) -> Figure:
         ax.axvline(0, color=INK, linewidth=1)
         sizes = 100 * table["lead"].abs().sort_values()
         reach = sizes.iloc[-1] if len(sizes) < 2 or sizes.iloc[-1] < 3 * sizes.iloc[-2] else sizes.iloc[-2]
-        reach = max(reach, sizes.get("random", 0) / 1.3)  # the lead that counts is always in sight
+        if "random" in sizes:  # the lead that counts is always in sight
+            reach = max(reach, sizes["random"] / 1.3)
         for name, row in table[100 * table["lead"].abs() > 1.8 * reach].iterrows():  # off the panel: in words
             side = "right" if row["lead"] > 0 else "left"
             at = (0.98 if row["lead"] > 0 else 0.02, others.index(name))
