@@ -40,7 +40,7 @@ test: $(VENV)/.ready
 	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(CURDIR)/build/boundscheck $(RUN) pytest -q -n $(JOBS) $(KERNELS)
 	rm -rf build/check && mkdir -p build/check/results
 	ln -s $(filter-out %/scratch/,$(wildcard $(CURDIR)/data/results/*/)) build/check/results/
-	BONLIB_RESULTS=$(CURDIR)/build/check/results BONLIB_FIGURES=$(CURDIR)/build/check/figures OMP_NUM_THREADS=1 $(RUN) pytest -q -n $(JOBS) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout 120 notebooks
+	BONLIB_RESULTS=$(CURDIR)/build/check/results BONLIB_FIGURES=$(CURDIR)/build/check/figures OMP_NUM_THREADS=1 $(RUN) pytest -q -n $(JOBS) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout 300 notebooks
 	$(MAKE) --no-print-directory docs
 	$(RUN) pytest -q -rs -n $(JOBS) -m "browser and not slow" tests/test_browser.py
 
