@@ -45,17 +45,6 @@ def brute_ranks(anchor: int, embeddings: torch.Tensor) -> tuple[list[int], dict[
     return sorted(best, key=lambda c: best[c][0]), {c: i for c, (_, i) in best.items()}
 
 
-def class_distances(embeddings: torch.Tensor) -> np.ndarray:
-    """Mean squared distance over all pairs of samples of two classes; of a class, over pairs of different samples."""
-    squared = torch.cdist(embeddings.double(), embeddings.double()).square().numpy()
-    table = np.empty((40, 40))
-    for a in range(40):
-        for b in range(40):
-            block = squared[np.ix_(a == CLASS_OF, b == CLASS_OF)]
-            table[a, b] = block.mean() if a != b else block.sum() / (5 * 4)
-    return table
-
-
 @pytest.mark.parametrize("ranks", [(1, 1), (1, 5), (4, 9), (30, 39)])
 def test_exact_draws_just_the_ranks_that_brute_force_finds(ranks):
     miner, embeddings = looked("exact", "triplet", ranks=ranks), points()

@@ -145,7 +145,7 @@ class Experiment:
             device=self.config.device, precision=self.config.precision, workers=self.config.workers,
             validation=self.validation, evaluate_every=self.config.evaluate_every or 0,
             validation_queries=self.config.validation_queries, progress=self.progress,
-            checkpoint=self.checkpoint, checkpoint_every=CHECKPOINT_EVERY if self.checkpoint else 0,
+            checkpoint=self.checkpoint, checkpoint_every=CHECKPOINT_EVERY,
         )  # fmt: skip
 
     def _fill(self) -> None:
