@@ -2,14 +2,14 @@
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.core.checks import check_indices, own_state, rows_of, whole_number
+from bonlib.core.checks import own_state, rows_of, whole_number
 from bonlib.core.layout import Ids, Layout
 from bonlib.core.miner import Miner
 
@@ -115,31 +115,3 @@ class Refreshing(Miner):
     @abstractmethod
     def _look(self, embeddings: Tensor) -> None:
         """Learn from the embeddings of :meth:`_wanted`."""
-
-
-class NearClasses(Refreshing):
-    """A miner whose look brings, for each class, the same number of near classes, nearest first."""
-
-    learned = ("_neighbours",)
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._neighbours = np.empty((0, 0), dtype=np.int64)  # (num_classes, near classes) after a look
-
-    def _check_learned(self, name: str, array: NDArray[Any]) -> None:
-        super()._check_learned(name, array)
-        if name == "_neighbours" and array.size:
-            own, count = np.arange(len(self.classes))[:, None], len(self.classes)
-            if len(array) != count or array.min() < 0 or array.max() >= count or (array == own).any():
-                raise ValueError("state is damaged: its near classes are not those of these labels.")
-
-    def draw_negatives(self, anchors: ArrayLike) -> Ids:
-        """A sample of a random near class of each anchor's class."""
-        if not self._looks:
-            return self.random_negatives(anchors)
-        ids, near = check_indices("anchors", anchors, self.num_samples), self._neighbours.shape[1]
-        chosen = self._neighbours[self.class_of[ids], self._rng.integers(0, near, len(ids))]
-        return np.array([self.next_of(int(c)) for c in chosen])
-
-    def _near(self, anchor: int) -> Iterator[tuple[int, int]]:
-        return ((int(c), -1) for c in self._neighbours[self.class_of[anchor]])

@@ -3,15 +3,15 @@
 from typing import Any, Unpack
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.core.checks import centred, needs_extra, whole_number
+from bonlib.core.checks import centred, check_indices, needs_extra, whole_number
 from bonlib.core.layout import FORMS, Ids, Layout
-from bonlib.miners.base import NearClasses
+from bonlib.miners.base import Refreshing
 
 
-class GraphSampling(NearClasses):
+class GraphSampling(Refreshing):
     """A graph of nearest classes, made anew every so often; a batch is a class and its neighbours.
 
     The graph is of one random sample a class. Every class is the centre of a batch once before any is twice. A negative
@@ -36,6 +36,8 @@ class GraphSampling(NearClasses):
     are our reading.
     """
 
+    learned = ("_neighbours",)
+
     def __init__(
         self,
         labels: ArrayLike | Tensor,
@@ -52,12 +54,29 @@ class GraphSampling(NearClasses):
         self.nearest = min(whole_number("nearest", nearest, 1), len(self.classes) - 1)
         with needs_extra("graph sampling"):
             import faiss  # noqa: F401
+        self._neighbours = np.empty((0, 0), dtype=np.int64)  # (num_classes, nearest), nearest first, after a look
+
+    def _check_learned(self, name: str, array: NDArray[Any]) -> None:
+        super()._check_learned(name, array)
+        own, count = np.arange(len(self.classes))[:, None], len(self.classes)
+        if array.size and (len(array) != count or array.min() < 0 or array.max() >= count or (array == own).any()):
+            raise ValueError("state is damaged: its near classes are not those of these labels.")
 
     def draw_seeds(self, num_classes: int) -> Ids:
         """The next class and its neighbours, nearest first."""
         if not self._looks:
             return self.random_seeds(num_classes)
-        return self.seeds_around(num_classes, self.random_seeds(1), self._near)
+        centre = self.random_seeds(1)
+        near = self._neighbours[self.class_of[centre[0]]]
+        return self.seeds_around(num_classes, centre, lambda _: ((int(c), -1) for c in near))
+
+    def draw_negatives(self, anchors: ArrayLike) -> Ids:
+        """A sample of a random neighbour of each anchor's class."""
+        if not self._looks:
+            return self.random_negatives(anchors)
+        ids, near = check_indices("anchors", anchors, self.num_samples), self._neighbours.shape[1]
+        chosen = self._neighbours[self.class_of[ids], self._rng.integers(0, near, len(ids))]
+        return np.array([self.next_of(int(c)) for c in chosen])
 
     def _wanted(self) -> Ids:
         """One random sample a class."""
