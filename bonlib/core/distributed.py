@@ -12,20 +12,11 @@ from torch import Tensor
 from bonlib.core.checks import check_embeddings, check_indices, rows_of
 from bonlib.core.layout import FORMS, Ids, tuple_positions
 from bonlib.core.miner import Miner
+from bonlib.core.processes import rank, world_size
 
 
 class LostRank(ConnectionError):
     """Another process has ended or does not answer; this one cannot go on."""
-
-
-def world_size() -> int:
-    """Processes that train together; 1 without torch.distributed."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """Which of them this is, from 0."""
-    return dist.get_rank() if world_size() > 1 else 0
 
 
 class RankMiner:

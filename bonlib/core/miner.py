@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from bonlib.core.kernels import (
     with_classmates,
 )
 from bonlib.core.layout import FORMS, Form, Ids, check_layout, checked_labels, label_fingerprint, tuple_positions
+from bonlib.core.processes import world_size
 
 
 class Miner(ABC):
@@ -126,7 +126,7 @@ class Miner(ABC):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield batches of dataset indices; after ``load_state_dict`` the rest of the pass, else a whole one."""
-        if not self.ranked and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if not self.ranked and world_size() > 1:
             text = "All processes get the same batches; wrap the miner: bonlib.core.distributed.RankMiner(miner)."
             warnings.warn(text, stacklevel=2)
         self._pass += 1

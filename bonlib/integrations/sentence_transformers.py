@@ -12,8 +12,9 @@ from torch.utils.data import BatchSampler, SequentialSampler
 
 from bonlib.bag import BagOfNegatives
 from bonlib.core.checks import needs_extra, whole_number
-from bonlib.core.distributed import RankMiner, rank, world_size
+from bonlib.core.distributed import RankMiner
 from bonlib.core.paths import write_atomically
+from bonlib.core.processes import rank, world_size
 
 with needs_extra("bonlib.integrations.sentence_transformers", extra="sentence-transformers"):
     from datasets import Dataset

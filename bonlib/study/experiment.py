@@ -18,11 +18,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bonlib.core.checks import check_device, known_options
-from bonlib.core.distributed import from_rank_zero, rank, world_size
+from bonlib.core.distributed import from_rank_zero
 from bonlib.core.hashes import make_hasher
 from bonlib.core.layout import Ids
 from bonlib.core.means import class_means
 from bonlib.core.paths import data_dir
+from bonlib.core.processes import rank, world_size
 from bonlib.core.table import default_bits
 from bonlib.datasets import content_key, load_dataset
 from bonlib.datasets.labelled import LabelledSet

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bonlib.core.distributed import from_rank_zero, of_all_ranks, rank, world_size
+from bonlib.core.distributed import from_rank_zero, of_all_ranks
 from bonlib.core.paths import read_torch, write_torch
+from bonlib.core.processes import rank, world_size
 
 _FORMAT = "bonlib checkpoint 6"
 _CURE = "resume with what it was saved with, or remove the file to begin anew"

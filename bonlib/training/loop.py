@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from bonlib.core.checks import as_array, check_device, embeddings_of, real_number, whole_number
-from bonlib.core.distributed import RankMiner, from_rank_zero, world_size
+from bonlib.core.distributed import RankMiner, from_rank_zero
 from bonlib.core.miner import Miner
+from bonlib.core.processes import world_size
 from bonlib.datasets.labelled import LabelledSet
 from bonlib.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from bonlib.training.embed import embed

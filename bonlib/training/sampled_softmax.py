@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bonlib.bag import BagOfNegatives
 from bonlib.core.checks import as_array, check_indices, own_state, real_number, rows_of, whole_number
-from bonlib.core.distributed import world_size
 from bonlib.core.layout import Ids
+from bonlib.core.processes import world_size
 from bonlib.core.tuples import IndexTuple
 from bonlib.lookalikes import nearest_identities
 
