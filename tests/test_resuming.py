@@ -354,7 +354,8 @@ def broken_states(name, miner):
     state = miner.state_dict()
     for part in state["learned"]:
         array = state["learned"][part]
-        for wrong in (array[:-1], array.double() if array.dtype != torch.float64 else array.float(), array + 10**6):
+        other = array.double() if array.dtype != torch.float64 else array.float()
+        for wrong in (array[:-1], array[..., :-1], array[:0], other, array + 10**6):
             if wrong.dtype == array.dtype and wrong.shape == array.shape and wrong.is_floating_point():
                 continue  # other numbers are not to be told from true ones
             yield state | {"learned": state["learned"] | {part: wrong}}
@@ -394,11 +395,13 @@ def test_no_damaged_state_of_any_miner_is_taken_or_changes_anything(name):
     for indices in miner:
         miner.update(indices, EMBEDDINGS[indices])
         look()
-    before = str(miner.state_dict())
-    for broken in broken_states(name, miner):
-        with pytest.raises(ValueError, match=r"state|holds values| is .*; (give|allowed)| has shape"):
-            miner.load_state_dict(broken)
-        assert str(miner.state_dict()) == before
+    fresh = make_miner(name, LABELS, DIM, form="triplet", batch_size=12)
+    for one in (miner, fresh):  # what goes on, and what a new process resumes with
+        before = str(one.state_dict())
+        for broken in broken_states(name, miner):
+            with pytest.raises(ValueError, match=r"state|holds values| is .*; (give|allowed)| has shape"):
+                one.load_state_dict(broken)
+            assert str(one.state_dict()) == before
 
 
 def test_classes_that_are_none_are_refused_before_compiled_code_sees_them():

@@ -42,6 +42,12 @@ def test_a_wrong_sweep_is_refused(tmp_path, text, message):
         sweeps.read_sweep(tmp_path / "s.yaml")
 
 
+def test_a_method_may_have_seeds_of_its_own(tmp_path):
+    (tmp_path / "s.yaml").write_text("seeds: [0, 1]\nmethods: [{miner: bag}, {miner: random, seeds: [1, 2]}]\n")
+    found = [(config.seed, config.miner) for config in sweeps.read_sweep(tmp_path / "s.yaml")]
+    assert found == [(0, "bag"), (1, "bag"), (1, "random"), (2, "random")]
+
+
 def test_finished_runs_are_skipped_and_failed_ones_are_not(folders):
     configs = sweeps.read_sweep(SWEEPS[0])
     save_run(asdict(configs[0]), "trial", metrics={})

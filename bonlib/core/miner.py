@@ -237,9 +237,9 @@ class Miner(ABC):
         self._drawn, self._resume = min(drawn, self.steps), drawn % steps if drawn < self.steps else 0
 
     def _check_learned(self, name: str, array: NDArray[Any]) -> None:
-        """Refuse a learned array that cannot be this miner's: of another type, or another shape where both are set."""
+        """Refuse a learned array that cannot be this miner's: of another type or shape."""
         own = getattr(self, name)
-        if array.dtype != own.dtype or (own.size and array.size and array.shape != own.shape):
+        if array.dtype != own.dtype or array.shape != own.shape:
             raise ValueError(f"state is damaged: {name} has dtype {array.dtype} and shape {array.shape}.")
 
     def _check_state(self, state: Mapping[str, Any]) -> None:

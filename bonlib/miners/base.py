@@ -81,11 +81,15 @@ class Refreshing(Miner):
         return super().state_dict() | {"left": self._left, "looks": self._looks}
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        super()._load(state)
         self._left, self._looks = (
             whole_number("left", state["left"], -(2**62)),
             whole_number("looks", state["looks"], 0),
         )
+        self._make_room()
+        super()._load(state)
+
+    def _make_room(self) -> None:
+        """Give what looks bring the shapes that it has after so many of them."""
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         super()._check_state(state)

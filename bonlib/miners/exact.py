@@ -64,8 +64,7 @@ class ExactNeighbours(Refreshing):
         self.ranks, self.groups = (first, min(last, len(self.classes) - 1)), groups
         self._by_class = np.argsort(self.class_of, kind="stable")  # samples, class after class
         self._row_of = np.argsort(self._by_class)  # of each sample among these
-        self._embeddings = np.empty((0, self.dim), dtype=np.float32)  # in that order
-        self._half_norms = np.empty(0, dtype=np.float32)
+        self._make_room()
 
     def draw_seeds(self, num_classes: int) -> Ids:
         """Anchors, and identities of the chosen ranks for each with their nearest sample."""
@@ -111,6 +110,11 @@ class ExactNeighbours(Refreshing):
         of = np.repeat(classes, count)[by_distance]
         firsts = np.sort(np.unique(of, return_index=True)[1])  # of each class, in the order of their distances
         return np.stack([of[firsts], self._by_class[places[by_distance[firsts]]]], axis=1)
+
+    def _make_room(self) -> None:
+        rows = self.num_samples if self._looks else 0
+        self._embeddings = np.empty((rows, self.dim), dtype=np.float32)  # class after class
+        self._half_norms = np.empty(rows, dtype=np.float32)
 
     def _look(self, embeddings: Tensor) -> None:
         self._embeddings = centred(embeddings, scaled=True).float().numpy()[self._by_class]

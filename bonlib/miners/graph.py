@@ -54,12 +54,16 @@ class GraphSampling(Refreshing):
         self.nearest = min(whole_number("nearest", nearest, 1), len(self.classes) - 1)
         with needs_extra("graph sampling"):
             import faiss  # noqa: F401
-        self._neighbours = np.empty((0, 0), dtype=np.int64)  # (num_classes, nearest), nearest first, after a look
+        self._make_room()
+
+    def _make_room(self) -> None:
+        rows = len(self.classes) if self._looks else 0
+        self._neighbours = np.empty((rows, self.nearest), dtype=np.int64)  # of each class, nearest first
 
     def _check_learned(self, name: str, array: NDArray[Any]) -> None:
         super()._check_learned(name, array)
-        own, count = np.arange(len(self.classes))[:, None], len(self.classes)
-        if array.size and (len(array) != count or array.min() < 0 or array.max() >= count or (array == own).any()):
+        own, count = np.arange(len(array))[:, None], len(self.classes)
+        if array.size and (array.min() < 0 or array.max() >= count or (array == own).any()):
             raise ValueError("state is damaged: its near classes are not those of these labels.")
 
     def draw_seeds(self, num_classes: int) -> Ids:
@@ -74,8 +78,8 @@ class GraphSampling(Refreshing):
         """A sample of a random neighbour of each anchor's class."""
         if not self._looks:
             return self.random_negatives(anchors)
-        ids, near = check_indices("anchors", anchors, self.num_samples), self._neighbours.shape[1]
-        chosen = self._neighbours[self.class_of[ids], self._rng.integers(0, near, len(ids))]
+        ids = check_indices("anchors", anchors, self.num_samples)
+        chosen = self._neighbours[self.class_of[ids], self._rng.integers(0, self.nearest, len(ids))]
         return np.array([self.next_of(int(c)) for c in chosen])
 
     def _wanted(self) -> Ids:

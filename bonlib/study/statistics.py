@@ -156,10 +156,10 @@ def _devices(runs: pd.DataFrame) -> list[str]:
     return sorted(runs["device"].unique()) if "device" in runs else []
 
 
-def _compared(rows: list[dict[str, Any]], differences: list[Difference], lead: str) -> pd.DataFrame:
+def _compared(rows: list[dict[str, Any]], differences: list[Difference]) -> pd.DataFrame:
     """A table of comparisons with the columns that all of them have."""
     for row, found, (verdict, p) in zip(rows, differences, verdicts(differences), strict=True):
-        row |= {lead: found.mean, "low": found.low, "high": found.high, "p": p, "seeds": found.seeds}
+        row |= {"lead": found.mean, "low": found.low, "high": found.high, "p": p, "seeds": found.seeds}
         row |= {"verdict": verdict}
         if found.unmatched:
             row["without seeds"] = ", ".join(map(str, found.unmatched))
@@ -191,7 +191,7 @@ def against(runs: pd.DataFrame, column: str, method: str) -> pd.DataFrame:
     for other, group in runs[runs["method"] != method].groupby("method"):
         differences.append(paired_difference(own, group, column))
         rows.append({"method": other, "value": differences[-1].second})
-    table = _compared(rows, differences, "lead")
+    table = _compared(rows, differences)
     return table if table.empty else table.sort_values("value", ascending=False).set_index("method")
 
 
@@ -248,7 +248,7 @@ def leads_by(
         rows.append({by: name, **size, "steps": int(group["steps"].iloc[0]), **means})
     if not rows:
         raise ValueError(f"No {by} has runs of both {miner!r} and {baseline!r}; run a sweep with both.")
-    return _compared(rows, differences, "lead").sort_values("identities", kind="stable").set_index(by)
+    return _compared(rows, differences).sort_values("identities", kind="stable").set_index(by)
 
 
 def ahead_of(history: pd.DataFrame, method: str, metric: str = "recall@1") -> pd.DataFrame:

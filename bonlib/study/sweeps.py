@@ -49,7 +49,7 @@ class Task:
 
 
 def read_sweep(file: Path) -> list[Config]:
-    """The runs of a sweep file: every method with every seed.
+    """The runs of a sweep file: every method with every seed, or with the ``seeds`` of its own.
 
     The YAML has ``common`` settings of :class:`~bonlib.study.config.Config`, a list of ``seeds`` and a list of
     ``methods``, each with the settings in which it differs.
@@ -61,16 +61,16 @@ def read_sweep(file: Path) -> list[Config]:
 
     content = yaml.safe_load(file.read_text())
     configs = []
-    for seed in content["seeds"]:
-        for method in content["methods"]:
-            settings = content.get("common", {}) | method | {"seed": seed}
+    for method in content["methods"]:
+        settings = content.get("common", {}) | method
+        for seed in settings.pop("seeds", content["seeds"]):
             try:
-                configs.append(make_config(settings))
+                configs.append(make_config(settings | {"seed": seed}))
             except ValueError as error:
                 raise ValueError(f"{file.name}: {error}") from error
     if len({repr(replace(config, device="cpu")) for config in configs}) < len(configs):
         raise ValueError(f"{file.name} names a run twice; each method must differ from the others.")
-    return configs
+    return sorted(configs, key=lambda config: config.seed)  # all methods with one seed, before the next
 
 
 def on_dataset(configs: Iterable[Config], dataset: str, root: str | None = None) -> list[Config]:
