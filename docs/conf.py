@@ -39,6 +39,8 @@ myst_substitutions = {
     **{
         name: getattr(tables, name)()
         for name in (
+            "batches",
+            "batches_field",
             "scratch",
             "large",
             "dial",
@@ -56,6 +58,7 @@ myst_substitutions = {
             "sooner",
             "transfer",
             "trials",
+            "tuned",
         )
     },
     "hashes": tables.ablation("ablation_hash", "autoencoder (ours)"),

@@ -145,6 +145,35 @@ def dial() -> str:
     return "\n\n".join(tables)
 
 
+def tuned() -> str:
+    """The field on parts, each method with the best of its trials."""
+    runs = finished("tuned")
+    chosen = {}
+    for method, group in runs.groupby("method"):
+        options = group["miner_options"].iloc[0] | group["loss_options"].iloc[0]
+        said = [f"{name} {value}" for name, value in options.items() if name not in ("every", "margin")]
+        chosen[method] = ", ".join([f"margin {group['margin'].iloc[0]}", *said]).replace("_", " ")
+    return ranked(runs, STEERED, {"best of its trials": pd.Series(chosen)})
+
+
+def batches() -> str:
+    """Two stages and random sets in batches of several sizes, the same number of images."""
+    runs, rows = finished("batches"), []
+    runs = runs[runs["method"].isin(["random", "two stages"])]
+    for (loss, margin, size), group in runs.groupby(["loss", "margin", "batch_size"]):
+        of = dict(list(group.groupby("method")))
+        values = [f"{of[name]['validation.recall@1'].mean():.3f}" for name in ("random", "two stages")]
+        setting = f"{loss}, {'temperature' if loss == 'infonce' else 'margin'} {margin}"
+        lead = paired_difference(of["two stages"], of["random"], "validation.recall@1")
+        rows.append(([setting, str(size), *values], [lead]))
+    return markdown("loss | batch | random | two stages | two stages lead by, points", compared(rows))
+
+
+def batches_field() -> str:
+    """The best of the opponents under InfoNCE."""
+    return ranked(finished("batches").query("batch_size == 128 and margin == 0.05"), "two stages")
+
+
 def _long() -> dict[str, pd.DataFrame]:
     """The long runs on parts, those in one colour and those in seven."""
     names = {4000: NAMES["parts"], 6000: "parts in seven colours"}
@@ -406,6 +435,9 @@ def costs() -> str:
          f"{hashing['milliseconds'].min():.2f} to {hashing['milliseconds'].max():.2f} ms; Adam on the same layers "
          f"by torch {hashing['floor'].min():.2f} to {hashing['floor'].max():.2f} ms"],
         *([f"share of BoN in a step of {name}, {method}", f"{part:.2%}"] for (name, method), part in share.items()),
+        *([f"the same on a GPU (H100), {row['encoder']}, {row['method']}",
+           f"{row['share']:.1%}: draw {row['draw']:.2f} ms and update {row['update']:.2f} ms, the copy from the GPU "
+           f"with it, beside {row['training']:.1f} ms of training"] for _, row in load_bench("steps_cuda").iterrows()),
         ["evaluation of 100,000 against each other, 64 dimensions",
          f"{ours['seconds']:.0f} s and {ours['peak_gib']:.2f} GiB; `AccuracyCalculator` {theirs['seconds']:.0f} s and "
          f"{theirs['peak_gib']:.1f} GiB"],

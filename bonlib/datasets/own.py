@@ -172,7 +172,7 @@ def string_table(
     file = strings_file(root)
     given = _read_table(file)
     if missing := {column, identity} - set(given.columns):
-        cure = "name the column of the identities with the option identity, or that of the strings with column"
+        cure = 'give their names as column and identity, as in --set \'dataset_options={"identity": "customer_id"}\''
         raise ValueError(
             f"{file} has the columns {list(given.columns)}; missing: {', '.join(sorted(missing))}; {cure}."
         )

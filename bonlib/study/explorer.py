@@ -61,10 +61,11 @@ class Story:
         self.dataset, self.bits = experiment.train, bag.bits
         self.moments: list[Moment] = []
 
-    def remember(self, step: int) -> None:
-        """Keep codes and embeddings as they are now; embeds the whole data set."""
+    def remember(self, step: int, embeddings: Tensor | None = None) -> None:
+        """Keep codes and embeddings as they are now; embeds the whole data set where they are not given."""
         codes = self._bag.codes(np.arange(len(self.dataset)))
-        self.moments.append(Moment(step, codes.astype(np.int32), embed_all(self._encoder, self.dataset)))
+        known = embed_all(self._encoder, self.dataset) if embeddings is None else embeddings
+        self.moments.append(Moment(step, codes.astype(np.int32), known))
 
 
 @dataclass(frozen=True)

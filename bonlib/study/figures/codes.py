@@ -126,7 +126,8 @@ def occupancy(sizes: NDArray[np.int64], classes: NDArray[np.int64]) -> Figure:
     ax.fill_between(
         np.arange(len(sizes)), sizes[order], color=MINER_COLOURS["bag"], alpha=0.35, label="samples", step="mid"
     )
-    ax.plot(np.arange(len(sizes)), classes[order], color=INK, linewidth=0.6, label="identities")
+    median = pd.Series(classes[order]).rolling(25, center=True, min_periods=1).median()
+    ax.plot(median, color=INK, linewidth=1.5, label="identities, median of 25 buckets")
     ax.axhline(sizes.mean(), color=MUTED, linestyle="--", label=f"samples if even: {sizes.mean():.0f}")
     ax.set(xlabel="bucket, largest first", ylabel="in the bucket", xlim=(0, len(sizes) - 1), ylim=(0, None))
     ax.set_yscale("symlog", linthresh=1)

@@ -60,11 +60,17 @@ def opponents(
 def _band(ax: Axes, runs: pd.DataFrame, x: str, metric: str, name: str, linewidth: float = 1.5) -> None:
     points = [(group[x].mean(), *mean_interval(group[metric].tolist())[:3]) for _, group in runs.groupby("step")]
     at, mean, low, high = np.array(points).T
-    colour = MINER_COLOURS.get(runs["miner"].iloc[0], MUTED)
+    colour = _colour(name, runs)
     dash = "-." if "," in name else FORM_DASHES[runs["form"].iloc[0]]  # a variant
     ax.plot(at, mean, color=colour, linestyle=dash, label=name, linewidth=linewidth)
     if not np.isnan(low).all():
         ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _colour(name: str, runs: pd.DataFrame) -> str:
+    """That of the miner; grey where random sets go with a loss that gives the method its name."""
+    miner = runs["miner"].iloc[0]
+    return MUTED if miner == "random" and "random" not in name else MINER_COLOURS.get(miner, MUTED)
 
 
 def final_scores(runs: pd.DataFrame, metric: str = "metrics.recall@1") -> Figure:
@@ -76,12 +82,12 @@ def final_scores(runs: pd.DataFrame, metric: str = "metrics.recall@1") -> Figure
     """
     groups = sorted(runs.groupby("method", sort=False), key=lambda item: item[1][metric].mean())
     figure, ax = plt.subplots(figsize=(6.8, 0.36 * len(groups) + 1.1))
-    for y, (_, group) in enumerate(groups):
-        colour = MINER_COLOURS.get(group["miner"].iloc[0], MUTED)
+    for y, (name, group) in enumerate(groups):
+        colour = _colour(str(name), group)
         mean, low, high, count = mean_interval(group[metric].tolist())
         if count > 1:
             ax.plot([low, high], [y, y], color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt")
-        ax.plot(group[metric], [y] * len(group), "o", color=colour, markersize=4)
+        ax.plot(group[metric], y + np.linspace(-0.15, 0.15, len(group)), "o", color=colour, markersize=4)
         right = max(group[metric].max(), high) if count > 1 else group[metric].max()
         ax.annotate(f"{mean:.3f}", (right, y), (6, 0), textcoords="offset points", va="center")
     ax.set(

@@ -55,14 +55,14 @@ def window_in_the_plane(means: NDArray[Any], anchor: int, order: NDArray[Any], w
         order: identities of the pool, nearest first.
         window: first rank that is drawn from, and the one after the last.
     """
-    figure, ax = plt.subplots(figsize=(4.4, 3.6))
+    figure, ax = plt.subplots(figsize=(5.2, 3.6))
     ax.scatter(*means[anchor], color=INK, s=70, marker="*", label="the anchor's identity")
     ax.scatter(*means[order].T, color=MUTED, s=20, label="its pool")
     chosen = means[order[window[0] : window[1]]]
     ax.scatter(*chosen.T, s=130, facecolors="none", edgecolors=MINER_COLOURS["bag"], linewidths=1.6, label="the window")
     _number(ax, means[order])
     ax.set(aspect="equal")
-    ax.margins(0.2)
+    ax.margins(0.35, 0.2)
     figure.legend(fontsize=8, loc="outside right center")
     return figure
 

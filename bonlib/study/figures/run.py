@@ -10,6 +10,9 @@ from matplotlib.ticker import PercentFormatter
 
 from bonlib.study.figures.style import ACCENTS, MINER_COLOURS, MUTED
 
+_LABEL: dict[str, Any] = {"color": MUTED, "ha": "right", "va": "bottom", "fontsize": 8}
+_LEAST_SPAN = 0.1  # of the axis of recall: less is no change
+
 
 def training_curves(
     history: pd.DataFrame,
@@ -35,8 +38,14 @@ def training_curves(
     for ax, (column, title) in zip(axes, panels.items(), strict=False):
         ax.plot(fine["step"], fine[column], **style)
         ax.set(title=title, xlabel="step")
+    axes[0].set_ylim(0)
     axes[1].set_ylim(0, 1.03)
     axes[1].yaxis.set_major_formatter(PercentFormatter(1))
+    if "miner.entropy_bits" in panels:
+        axes[2].set_ylim(0)
+    if "miner.entropy_bits" in panels and "miner.bits" in history:
+        axes[2].axhline(history["miner.bits"].max(), color=MUTED, linestyle="--")
+        axes[2].text(0.98, history["miner.bits"].max(), "most", transform=axes[2].get_yaxis_transform(), **_LABEL)
     last = axes[-1]
     last.set(title=f"validation {metric}", xlabel="step")
     if len(history):
@@ -45,8 +54,10 @@ def training_curves(
         shown = baseline[baseline["step"] <= max(fine["step"].max(), baseline["step"].min())]
         last.plot(shown["step"], shown[metric], color=MINER_COLOURS["random"], linestyle="--", marker="s", markersize=3)
         # Curves rise: the lower right corner is free.
-        where = {"transform": last.transAxes, "ha": "right", "va": "bottom", "fontsize": 8}
-        last.text(0.98, 0.03, "dashed: random", color=MINER_COLOURS["random"], **where)
+        last.text(0.98, 0.03, "dashed: random", transform=last.transAxes, **_LABEL | {"color": MINER_COLOURS["random"]})
+    low, high = last.get_ylim()
+    spare = max(_LEAST_SPAN - (high - low), 0) / 2
+    last.set_ylim(low - spare, high + spare)
     return figure
 
 
