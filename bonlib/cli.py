@@ -190,6 +190,7 @@ def _train(options: argparse.Namespace) -> None:
     made = {"name": config.encoder, "dim": config.dim, "in_channels": experiment.train.channels}
     made |= {name: value for name, value in config.encoder_options.items() if name != "weights"}
     images = {name: value for name, value in config.dataset_options.items() if name not in ("root", "check_counts")}
+    images |= {"split_seed": config.seed} if config.own_split else {}  # else it would be measured on what it learned
     save_encoder(options.output, experiment.encoder, images=images, **made)
     print(f"weights: {options.output}")
     try:

@@ -359,3 +359,18 @@ def test_a_table_of_names_is_trained_on_and_evaluated(folders, capsys):
     assert "first_string" in (folders / "sheet.html").read_text()
     assert cli.main(["evaluate", str(weights)]) == 2  # glyphs are no strings
     assert "does not take samples" in capsys.readouterr().err
+
+
+def test_an_encoder_of_a_split_of_its_own_is_measured_on_what_it_has_not_seen(folders):
+    photos = example_folder(folders / "photos", identities=40)
+    options = json.dumps({"root": str(photos), "size": 32})
+    done = cli.main([
+        "train", "--dataset", "folder", "--root", str(photos), "--miner", "random", "--steps", "1", "--seed", "1",
+        "--set", "own_split=true", "--set", "batch_size=24", "--set", f"dataset_options={options}",
+        "--output", str(folders / "own.pt"),
+    ])  # fmt: skip
+    assert done == 0
+    _, images = load_encoder(folders / "own.pt")
+    test = load_dataset("folder", "test", root=str(photos), **images)
+    trained_on = load_dataset("folder", "train", root=str(photos), size=32, split_seed=1)
+    assert not set(test.class_names) & set(trained_on.class_names)

@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from bonlib import BagOfNegatives, list_datasets, load_dataset
 from bonlib.datasets.characters.glyphs import Glyphs, default_fonts
+from bonlib.datasets.files import ImageFiles
+from bonlib.datasets.images import ImageSet
+from bonlib.datasets.strings import TextSet
 
 FEW = {"fonts": [str(path) for path in default_fonts()[:8]], "characters": list(range(0x41, 0x250))}
 
@@ -187,3 +191,42 @@ def test_a_set_moves_to_a_device_and_stays_the_same_set():
     assert (there.num_classes, len(there.labels)) == (5, len(there.images))
     here = Glyphs("validation")
     assert torch.equal(here.to("cpu").batch([3, 1])[0], here.batch([3, 1])[0])
+
+
+@pytest.mark.parametrize("kind", ["images", "files", "strings"])
+def test_a_mask_is_the_samples_where_it_is_true(kind, tmp_path):
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    if kind == "strings":
+        data = TextSet([f"text {i}" for i in range(6)], labels, ["a", "b", "c"])
+    else:
+        images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 1, 16, 16).contiguous()
+        for i, image in enumerate(images):
+            Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
+        files = ImageFiles([str(tmp_path / f"{i}.png") for i in range(6)], 16, color=False)
+        data = ImageSet(files if kind == "files" else images, labels, ["a", "b", "c"])
+    for mask in (labels == 2, (labels == 2).numpy(), (labels == 2).tolist()):
+        assert data.subset(mask).class_names == ["c"]
+        for mine, whole in zip(data.batch(mask), data.batch([4, 5]), strict=True):
+            assert torch.equal(mine, whole)
+    for wrong in ([1.5, 2.5], [True, False], [[0, 1]], [6], [-1]):
+        for take in (data.subset, data.batch):
+            with pytest.raises(ValueError, match=r"kept|indices"):
+                take(wrong)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "attributes", "message"),
+    [
+        ([0, 0, 1, 1, 1, 1], ["a", "b"], {}, r"labels have shape \(6,\)"),
+        ([0, 1], ["a", "b"], {}, r"one integer for each of 3 samples"),
+        ([0.0, 1.0, 1.0], ["a", "b"], {}, "dtype float32"),
+        ([0, 1, 2], ["a", "b"], {}, "from 0 to 2 and class_names 2"),
+        ([-1, 0, 1], ["a", "b"], {}, "from -1 to 1"),
+        ([0, 1, 1], ["a", "b"], {"camera": np.zeros(2)}, r"attributes\['camera'\] has 2 values"),
+    ],
+)
+def test_labels_that_are_not_those_of_the_samples_are_refused(labels, names, attributes, message):
+    with pytest.raises(ValueError, match=message):
+        TextSet(["x", "y", "z"], torch.tensor(labels), names, attributes)
+    with pytest.raises(ValueError, match=message):
+        ImageSet(torch.zeros(3, 1, 16, 16, dtype=torch.uint8), torch.tensor(labels), names, attributes)

@@ -98,6 +98,27 @@ def late_worker(rank, size, folder):
     dist.destroy_process_group()
 
 
+def unequal_worker(rank, size, folder, kind):
+    join(rank, size, folder)
+    bag = BagOfNegatives(LABELS, 8, batch_size=48, bits=5, steps=3, seed=rank if kind == "seed" else 1)
+    if kind == "fill":
+        bag.fill(lambda ids: embeddings_of(ids, 90 * rank))
+    try:
+        list(RankMiner(bag))
+        told = "nothing"
+    except ValueError as error:
+        told = str(error)
+    (folder / f"{rank}.txt").write_text(told)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["seed", "fill"])
+def test_miners_that_differ_between_processes_are_refused_on_all(tmp_path, kind):
+    spawn(unequal_worker, 2, tmp_path, kind)
+    for rank in range(2):
+        assert "processes 1 are not that of process 0" in (tmp_path / f"{rank}.txt").read_text()
+
+
 def test_processes_that_join_later_share_the_batch(tmp_path):
     spawn(late_worker, 2, tmp_path)
     alone, batches = train_a_bag(make_bag(), 20)

@@ -1,5 +1,8 @@
 """Folders and tables of images: decoding, broken files, the cache, transforms, loader workers."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -278,3 +281,20 @@ def test_training_images_are_augmented_and_others_are_not(photos):
     assert torch.equal(train.batch([0, 1])[0], first)
     with pytest.raises(ValueError, match="ImageNet's statistics are of three channels"):
         load_dataset("folder", "train", **options, color=False)
+
+
+def test_files_that_change_places_are_decoded_anew(photos):
+    """Their sizes and times may be equal, as out of an archive."""
+    first = load_dataset("folder", "train", root=photos, size=16)
+    a, b = (Path(first.attributes["path"][int(first.labels.tolist().index(label))]) for label in (0, 1))
+    for path, value in ((a, 20), (b, 90)):
+        Image.fromarray(np.full((20, 20, 3), value, dtype=np.uint8)).save(path, "bmp")
+        os.utime(path, (10**9, 10**9))
+    before = load_dataset("folder", "train", root=photos, size=16)
+    a.rename(a.with_name("aside"))
+    b.rename(a)
+    a.with_name("aside").rename(b)
+    after = load_dataset("folder", "train", root=photos, size=16)
+    where = [before.attributes["path"].tolist().index(str(path)) for path in (a, b)]
+    assert [int(before.images[i].max()) for i in where] == [20, 90]
+    assert [int(after.images[i].max()) for i in where] == [90, 20]

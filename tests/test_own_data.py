@@ -252,3 +252,24 @@ def test_the_package_imports_where_nothing_can_be_written(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout) > 0.5
+
+
+def test_binary_columns_are_text_and_lists_are_refused(tmp_path):
+    names = [f"Zürich {i} {j}".encode() for i in range(8) for j in range(3)]
+    table = pd.DataFrame({"name": names, "identity": [f"id {i}".encode() for i in range(8) for _ in range(3)]})
+    table.to_parquet(tmp_path / "names.parquet")
+    data = load_dataset("table", "all", root=tmp_path / "names.parquet", column="name")
+    assert sorted(data.strings)[0] == "Zürich 0 0"
+    assert data.class_names[0] == "id 0"
+    table.assign(name=[b"\xff"] * 24).to_parquet(tmp_path / "bad.parquet")
+    with pytest.raises(ValueError, match=r"bad.parquet has bytes that are no UTF-8 as name in data row 1; write"):
+        load_dataset("table", "all", root=tmp_path / "bad.parquet", column="name")
+    table.assign(name=[["a"]] * 24).to_parquet(tmp_path / "lists.parquet")
+    with pytest.raises(ValueError, match=r"lists.parquet has a \w+ as name in data row 1; give text or whole numbers"):
+        load_dataset("table", "all", root=tmp_path / "lists.parquet", column="name")
+
+
+def test_blank_lines_above_the_names_of_columns_do_no_harm(tmp_path):
+    rows = "".join(f"place {i} {j},{i}\n" for i in range(8) for j in range(3))
+    (tmp_path / "names.csv").write_text(f"\n\nname,identity\n{rows}")
+    assert len(load_dataset("table", "all", root=tmp_path / "names.csv", column="name")) == 24

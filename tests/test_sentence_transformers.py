@@ -167,6 +167,23 @@ def test_what_cannot_be_is_refused(model, more, options, text):
         TextBag(pairs(**more), losses.MultipleNegativesRankingLoss(model), **({"batch_size": BATCH} | options))
 
 
+def test_texts_that_stand_in_several_rows_are_told_whatever_their_column(model):
+    loss = losses.MultipleNegativesRankingLoss(model)
+    both = pairs()["anchor"][:], pairs()["positive"][:]
+    symmetric = Dataset.from_dict({"anchor": [*both[0], *both[1]], "positive": [*both[1], *both[0]]})
+    with pytest.warns(UserWarning, match=f"{2 * ROWS} texts stand in several rows"):
+        TextBag(symmetric, loss, batch_size=BATCH)
+
+
+def test_small_classes_and_several_processes_are_refused(model, monkeypatch):
+    rows = pairs(label=[i // 4 for i in range(ROWS - 1)] + [999]).select_columns(["anchor", "label"])
+    mined = TextBag(rows, losses.BatchAllTripletLoss(model), batch_size=BATCH, label="label")
+    assert mined.sampler(mined.dataset, BATCH) is not None
+    monkeypatch.setattr("bonlib.integrations.sentence_transformers.world_size", lambda: 2)
+    with pytest.raises(ValueError, match="label has a class of 1 rows, and with several processes each needs 4"):
+        mined.sampler(mined.dataset, BATCH)
+
+
 def test_rows_that_the_bag_did_not_draw_are_refused(model, tmp_path):
     mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
     mined.dataset = mined.dataset.shuffle(seed=1)  # the numbers go along, the places do not

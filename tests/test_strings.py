@@ -63,6 +63,8 @@ def test_a_batch_is_what_the_single_strings_are(names):
     assert len(list(names)) == 8  # Python asks for the ninth, too
     assert torch.equal(names[-1][0], names[7][0])
     with pytest.raises(IndexError, match="index 8 is out of range; there are 8 strings"):
+        names[8]
+    with pytest.raises(ValueError, match="indices holds values from 0 to 8; allowed are 0 to 7"):
         names.batch([0, 8])
     loader = DataLoader(names, batch_sampler=[[0, 3], [1, 4]])
     assert [labels.tolist() for _, labels in loader] == [[0, 1], [0, 1]]

@@ -191,6 +191,22 @@ def as_array(values: ArrayLike | Tensor) -> NDArray[Any]:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
+def chosen_ids(name: str, values: ArrayLike | Tensor, count: int) -> NDArray[np.int64]:
+    """Which of ``count`` samples are meant: indices as int64 ``(n,)``, or those where a mask ``(count,)`` is true.
+
+    Raises:
+        ValueError: if they are neither, or out of range.
+
+    Example:
+        >>> chosen_ids("indices", [False, True, True], 3).tolist(), chosen_ids("indices", [2, 0], 3).tolist()
+        ([1, 2], [2, 0])
+    """
+    array = as_array(values)
+    if array.dtype == bool and array.shape == (count,):
+        return np.flatnonzero(array)
+    return check_indices(name, array, count)
+
+
 def check_indices(name: str, values: ArrayLike | Tensor, end: int, *, length: int | None = None) -> NDArray[np.int64]:
     """Indices as int64 ``(n,)``, all in ``0 .. end - 1``.
 

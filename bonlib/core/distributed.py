@@ -84,9 +84,23 @@ class RankMiner:
         return len(self.miner)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield this process's parts of the global batches."""
+        """Yield this process's parts of the global batches.
+
+        Raises:
+            ValueError: if the miners of the processes are not the same; this is seen as a pass begins.
+        """
+        self._refuse_others()
         for batch in self.miner:
             yield np.asarray(batch)[self._parts()[rank()]].tolist()
+
+    def _refuse_others(self) -> None:
+        """Refuse to draw from miners that differ: some samples would be drawn twice, and tables drift apart."""
+        told = of_all_ranks(repr((self.miner._config(), self.miner._rng.bit_generator.state, self.miner.stats())))
+        if others := [i for i, one in enumerate(told) if one != told[0]]:
+            raise ValueError(
+                f"The miners of the processes {', '.join(map(str, others))} are not that of process 0; make them with "
+                "the same labels, arguments and seed, fill them with the same embeddings, and load the same state."
+            )
 
     def update(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:
         """Tell all processes what this one's encoder made of its part; all must call it, in the same order.

@@ -112,6 +112,7 @@ def check_writable(path: Path) -> None:
     Raises:
         OSError: if it cannot; the message names the cure.
     """
+    path = Path(os.path.realpath(path))  # a link's target is written
     _check_file(path)
     probe = path.with_name(f".{path.stem}.bonlib-{secrets.token_hex(8)}{path.suffix}")
     try:

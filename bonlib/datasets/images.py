@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from bonlib.core.checks import chosen_ids
 from bonlib.datasets.files import ImageFiles, file_digest
 from bonlib.datasets.labelled import LabelledSet
 
@@ -42,6 +43,11 @@ class ImageSet(LabelledSet):
     ks: tuple[int, ...] = (1, 2, 4, 8)
 
     @property
+    def num_samples(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    @property
     def channels(self) -> int:
         """1 for grey images, 3 for colour."""
         return self.images.shape[1]
@@ -64,7 +70,7 @@ class ImageSet(LabelledSet):
 
     def batch(self, indices: ArrayLike) -> tuple[Tensor, Tensor]:
         """Images ``(batch, channels, height, width)`` float32 as the encoder gets them, and labels ``(batch,)``."""
-        chosen = torch.as_tensor(indices)
+        chosen = torch.from_numpy(chosen_ids("indices", indices, len(self)))
         images = self.images[chosen]  # (batch, channels, height, width)
         if self.transform is None:
             return images.float() / 255, self.labels[chosen]

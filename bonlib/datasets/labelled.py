@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from bonlib.core.checks import as_array, chosen_ids
+
 
 class LabelledSet(Dataset[tuple[Tensor, int]], ABC):
     """Labelled samples, which a loop asks for by batches of indices.
@@ -32,6 +34,30 @@ class LabelledSet(Dataset[tuple[Tensor, int]], ABC):
     attributes: dict[str, NDArray[Any]]
     source: dict[str, Any]
     ks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse labels that are not those of the samples.
+
+        Raises:
+            ValueError: if lengths differ, or a label is no class.
+        """
+        labels, count = as_array(self.labels), self.num_samples
+        if labels.shape != (count,) or labels.dtype.kind not in "iu":
+            text = f"labels have shape {labels.shape} and dtype {labels.dtype}"
+            raise ValueError(f"{text}; give one integer for each of {count} samples.")
+        if count and not (labels.min() >= 0 and labels.max() < self.num_classes):
+            text = f"labels are from {labels.min()} to {labels.max()} and class_names {self.num_classes}"
+            raise ValueError(f"{text}; give labels 0, 1, … and the name of each.")
+        for name, values in self.attributes.items():
+            if len(values) != count:
+                raise ValueError(
+                    f"attributes[{name!r}] has {len(values)} values; give one for each of {count} samples."
+                )
+
+    @property
+    @abstractmethod
+    def num_samples(self) -> int:
+        """Number of samples."""
 
     @abstractmethod
     def batch(self, indices: ArrayLike) -> tuple[Tensor, Tensor]:
@@ -62,7 +88,7 @@ class LabelledSet(Dataset[tuple[Tensor, int]], ABC):
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self.labels)
+        return self.num_samples
 
     def to(self, device: str | torch.device) -> "LabelledSet":
         """The same set with its samples on a device, so that batches need not be copied there; here, as it is."""
@@ -78,8 +104,8 @@ class LabelledSet(Dataset[tuple[Tensor, int]], ABC):
         return other
 
     def subset(self, kept: ArrayLike) -> Self:
-        """The samples at these indices, in that order; the classes that are left are numbered anew."""
-        chosen = torch.as_tensor(kept, dtype=torch.int64)
+        """The samples at these indices, in that order, or of a mask; the classes that are left are numbered anew."""
+        chosen = torch.from_numpy(chosen_ids("kept", kept, len(self)))
         classes, labels = self.labels[chosen].unique(return_inverse=True)
         return self.changed(
             **self.samples_at(chosen),

@@ -256,7 +256,8 @@ def _read_table(root: Path) -> "pd.DataFrame":
             if table.empty:
                 raise ValueError(f"{root} has a first row and no data rows; add some.")
             with root.open(encoding=encoding, newline="") as opened:
-                names = [name.strip() for name in next(csv.reader(opened, delimiter=separator))]
+                first = next(row for row in csv.reader(opened, delimiter=separator) if any(map(str.strip, row)))
+                names = [name.strip() for name in first]
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{root} has the column {twice[0]!r} twice; keep one of them.")
             return table.set_axis(names, axis=1)
@@ -294,6 +295,15 @@ def _texts(given: "pd.DataFrame", column: str, root: Path) -> list[str]:
                     f"{root} has the {column} {value!r} in data row {row + 1}; give text or whole numbers."
                 )
             values[row] = int(value)  # pandas makes floats of integers beside a null
+        elif isinstance(value, bytes):  # a binary column of parquet
+            try:
+                values[row] = value.decode()
+            except UnicodeDecodeError:
+                text = f"{root} has bytes that are no UTF-8 as {column} in data row {row + 1}"
+                raise ValueError(f"{text}; write the column as text.") from None
+        elif not pd.api.types.is_scalar(value):
+            text = f"{root} has a {type(value).__name__} as {column} in data row {row + 1}"
+            raise ValueError(f"{text}; give text or whole numbers.")
     return [str(value).strip() for value in values]
 
 

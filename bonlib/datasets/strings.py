@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.core.checks import as_array, needs_extra, real_number
+from bonlib.core.checks import as_array, chosen_ids, needs_extra, real_number
 from bonlib.core.permutation import compiled
 from bonlib.datasets.labelled import LabelledSet
 
@@ -61,8 +61,14 @@ class TextSet(LabelledSet):
     ks: tuple[int, ...] = (1, 2, 4, 8)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.drop = real_number("drop", self.drop, 0, 0.9)
         self.typos = real_number("typos", self.typos, 0, 0.9)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of strings."""
+        return len(self.strings)
 
     @property
     def channels(self) -> int:
@@ -90,8 +96,8 @@ class TextSet(LabelledSet):
 
     def batch(self, indices: ArrayLike) -> tuple[Tensor, Tensor]:
         """Hashed n-grams ``(batch, most of a string)`` int64 as the encoder gets them, and labels ``(batch,)``."""
-        chosen = as_array(indices)
-        return self._grams(chosen, None), self.labels[torch.as_tensor(chosen)]
+        chosen = chosen_ids("indices", indices, len(self))
+        return self._grams(chosen, None), self.labels[torch.from_numpy(chosen)]
 
     def _grams(self, chosen: NDArray[np.int64], width: int | None) -> Tensor:
         outside = (chosen < -len(self)) | (chosen >= len(self))

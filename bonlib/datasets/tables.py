@@ -251,7 +251,10 @@ def _decoded(files: ImageFiles, in_memory: bool | None, *, check: bool) -> tuple
     whole = int(np.prod(files.shape)) <= _MOST_IN_MEMORY if in_memory is None else in_memory
     if not (whole or check):
         return files, []
-    stamps = [[path, stat.st_size, stat.st_mtime_ns] for path in files.paths for stat in [_stat(path)]]
+    # The change of the entry too: files that change places, or come out of an archive, keep their time.
+    stamps = [
+        [path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for path in files.paths for stat in [_stat(path)]
+    ]
     options = [_VERSION, files.size, files.color, whole, stamps, [ImageFile.LOAD_TRUNCATED_IMAGES]]
 
     def make() -> dict[str, NDArray[Any]]:

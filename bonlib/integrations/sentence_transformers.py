@@ -1,6 +1,7 @@
 """sentence-transformers: batches of look-alike texts for its trainer, its losses unchanged."""
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ class TextBag(TrainerCallback):
             layout = {"batch_size": batch_size, "per_class": 1 if len(texts) > 1 else 4}
         self._own, self.batch_size = own, batch_size
         labels = classes.repeat(self._texts)
+        self._fewest = int(np.unique(labels, return_counts=True)[1].min())  # texts of a class
         # An epoch of the trainer has as many batches as the rows fill.
         options = layout | {"steps": max(rows // batch_size, 1)} | options
         self.bag = BagOfNegatives(labels, int(_encoder(loss).get_embedding_dimension() or 0), **options)
@@ -201,6 +203,11 @@ class _Sampler:
                 f"batch_size of the bag is {mined.batch_size}, the trainer's {batch_size}; give the bag the "
                 "per_device_train_batch_size of the training arguments. With several GPUs start with torchrun."
             )
+        if world_size() > 1 and mined.bag.per_class > mined._fewest:  # accelerate wants batches of one length
+            raise ValueError(
+                f"label has a class of {mined._fewest} rows, and with several processes each needs "
+                f"{mined.bag.per_class} or more; leave the small ones out, or train with one process."
+            )
         return _Batches(mined)
 
 
@@ -245,10 +252,11 @@ def _encoder(loss: nn.Module) -> SentenceTransformer:
 
 
 def _warn_of_repeats(dataset: Dataset, texts: list[str]) -> None:
-    for name in texts:
-        if repeated := len(dataset) - len(dataset.unique(name)):
-            warnings.warn(
-                f"{repeated} texts of the column {name!r} stand in several rows, which are identities of their own, so "
-                "that they become each other's negatives; give one label to rows of one identity (label=…).",
-                stacklevel=4,
-            )
+    rows = zip(*(dataset[name] for name in texts), strict=True)
+    count = Counter(text for row in rows for text in set(row))  # of rows, whatever the column
+    if repeated := sum(n > 1 for n in count.values()):
+        warnings.warn(
+            f"{repeated} texts stand in several rows, which are identities of their own, so that they become each "
+            "other's negatives; give one label to rows of one identity (label=…).",
+            stacklevel=4,
+        )

@@ -152,8 +152,14 @@ def _one_budget(runs: pd.DataFrame, name: str) -> None:
 
 
 def _devices(runs: pd.DataFrame) -> list[str]:
-    """Those of the runs; the seconds of several cannot be compared."""
-    return sorted(runs["device"].unique()) if "device" in runs else []
+    """Those of the runs, by their names where these are known; the seconds of several cannot be compared."""
+    known = [runs[name] for name in ("provenance.gpu", "provenance.processor", "device") if name in runs]
+    if not known:
+        return []
+    names = known[0]
+    for other in known[1:]:
+        names = names.fillna(other)
+    return sorted(names.dropna().unique())
 
 
 def _compared(rows: list[dict[str, Any]], differences: list[Difference]) -> pd.DataFrame:

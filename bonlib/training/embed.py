@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from bonlib.core.checks import check_device, embeddings_of
+from bonlib.core.checks import check_device, chosen_ids, embeddings_of
 from bonlib.datasets.labelled import LabelledSet
 from bonlib.training.encoders import evaluating
 
@@ -29,7 +29,7 @@ def embed(
         encoder: images ``(batch, …)`` to embeddings ``(batch, dim)``, or to a tuple, dict or dataclass whose first such
             entry they are.
         dataset: an :class:`~bonlib.datasets.images.ImageSet`, or a map-style dataset of ``(image, label)``.
-        indices: ``(num_samples,)`` positions in the data set; by default all.
+        indices: ``(num_samples,)`` positions in the data set, or a mask of all; by default all.
         batch_size: images at once.
         device: where the encoder is.
         workers: processes that load, for a dataset that is not in memory.
@@ -44,12 +44,14 @@ def embed(
     device = check_device(device)
     if (len(dataset) if indices is None else len(indices)) == 0:  # pyright: ignore[reportArgumentType]
         raise ValueError("dataset has no samples to embed; give at least one.")
+    if indices is not None:
+        indices = chosen_ids("indices", indices, len(dataset))  # pyright: ignore[reportArgumentType]
     if isinstance(dataset, LabelledSet) and not workers:
-        chosen = torch.arange(len(dataset)) if indices is None else torch.as_tensor(indices)
+        chosen = torch.arange(len(dataset)) if indices is None else torch.from_numpy(indices)
         parts = chosen.split(batch_size)
         batches = (dataset.batch(part) for part in parts)
     else:
-        chosen = dataset if indices is None else Subset(dataset, np.asarray(indices).tolist())
+        chosen = dataset if indices is None else Subset(dataset, indices.tolist())
         # With a generator of its own: a loader takes a seed from the global one, in which the training would go on.
         batches = DataLoader(chosen, batch_size, num_workers=workers, generator=torch.Generator())
     with evaluating(encoder):

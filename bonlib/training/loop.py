@@ -31,6 +31,7 @@ from bonlib.training.optimizers import make_optimizer, values_of
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
 PARTS: tuple[str, ...] = ("draw", "data", "compute", "hash", "refresh", "evaluate")
+_MADE = ("drop", "typos", "transform", "size", "color")  # attributes of a data set, or its files, that say what is seen
 _COLLAPSED = 1e-3  # share of the embeddings' energy that still varies
 
 
@@ -236,8 +237,12 @@ def _measure(progress: Progress, done: Step, miner: Miner) -> None:
 
 
 def _fingerprint(dataset: Dataset[Any]) -> str:
-    """What stands for the content of a dataset: its own fingerprint, or its length where it has none."""
-    return getattr(dataset, "fingerprint", None) or f"{len(dataset)} samples"  # pyright: ignore[reportArgumentType]
+    """What stands for the content of a dataset, its own fingerprint or its length, and for what is made of samples."""
+    told = getattr(dataset, "fingerprint", None) or f"{len(dataset)} samples"  # pyright: ignore[reportArgumentType]
+    for owner in (dataset, getattr(dataset, "images", None)):
+        made = {name: value for name, value in getattr(owner, "__dict__", {}).items() if name in _MADE and value}
+        told += re.sub(r" at 0x[0-9a-f]+", "", f" {made}") if made else ""
+    return told
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
