@@ -191,7 +191,7 @@ def _train(options: argparse.Namespace) -> None:
     made |= {name: value for name, value in config.encoder_options.items() if name != "weights"}
     images = {name: value for name, value in config.dataset_options.items() if name not in ("root", "check_counts")}
     images |= {"split_seed": config.seed} if config.own_split else {}  # else it would be measured on what it learned
-    save_encoder(options.output, experiment.encoder, images=images, **made)
+    save_encoder(options.output, experiment.encoder, images=images, learned=experiment.train.class_names, **made)
     print(f"weights: {options.output}")
     try:
         record = experiment.save(options.sweep)
@@ -206,7 +206,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _loaded(options: argparse.Namespace) -> tuple[Any, Any]:
     from bonlib.datasets import load_dataset, options_of
-    from bonlib.training.encoders import check_takes, load_encoder
+    from bonlib.training.encoders import check_takes, load_encoder, seen_identities
 
     encoder, images = load_encoder(options.weights, device=options.device)
     takes = options_of(options.dataset, text=bool(options.column or "column" in images))
@@ -215,6 +215,14 @@ def _loaded(options: argparse.Namespace) -> tuple[Any, Any]:
     chosen = {name: value for name, value in images.items() if name in takes}
     dataset = load_dataset(options.dataset, options.split, **chosen | _source(options))
     check_takes(encoder.cpu(), dataset[0][0].cpu(), str(options.weights))
+    seen = seen_identities(options.weights, dataset.class_names) if options.split in ("validation", "test") else []
+    if seen:
+        print(
+            f"{len(seen)} of the {dataset.num_classes} identities, such as {seen[0]!r}, bear names of identities that "
+            "the encoder was trained on: the data have changed, and their split with them. A table whose column split "
+            "says what is for training keeps it.",
+            file=sys.stderr,
+        )
     return encoder.to(options.device), dataset
 
 

@@ -1,6 +1,7 @@
 """Encoders by name: a small convolutional net and one of n-grams, torchvision's backbones; saving and loading them."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,14 @@ def unwrapped(module: nn.Module) -> nn.Module:
         module = inner
 
 
-def save_encoder(file: str | Path, encoder: nn.Module, *, images: dict[str, Any] | None = None, **made: Any) -> Path:
+def save_encoder(
+    file: str | Path,
+    encoder: nn.Module,
+    *,
+    images: dict[str, Any] | None = None,
+    learned: Iterable[str] = (),
+    **made: Any,
+) -> Path:
     """Write an encoder's weights, with all that is needed to make it again.
 
     Args:
@@ -213,6 +221,7 @@ def save_encoder(file: str | Path, encoder: nn.Module, *, images: dict[str, Any]
         encoder: as :func:`make_encoder` made it, perhaps compiled or wrapped since.
         images: options of the data set that it takes, such as ``size``, plain values; :func:`load_encoder` gives them
             back.
+        learned: names of the identities that it learned from, of which the file keeps hashes: :func:`seen_identities`.
         **made: the arguments of :func:`make_encoder` that it was made with, ``seed`` and ``weights`` left out.
 
     Raises:
@@ -225,9 +234,25 @@ def save_encoder(file: str | Path, encoder: nn.Module, *, images: dict[str, Any]
     except (RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"made is {made}, which does not make this encoder: {reason} Give what made it.") from error
-    content = {"format": _FORMAT, "made": made, "images": images, "state": state}
+    content = {"format": _FORMAT, "made": made, "images": images, "state": state, "learned": _hashed(learned)}
     write_torch(Path(file), content)
     return Path(file)
+
+
+def seen_identities(file: str | Path, names: Sequence[str]) -> list[str]:
+    """Those of some identities that the encoder of a file learned from, by their names.
+
+    A split that is drawn anew, because identities were added to the data, would test some of them.
+    """
+    learned = read_torch(Path(file), _FORMAT, "give one that save_encoder wrote").get("learned", torch.empty(0))
+    known = set(learned.tolist())
+    return [name for name, own in zip(names, _hashed(names).tolist(), strict=True) if own in known]
+
+
+def _hashed(names: Iterable[str]) -> Tensor:
+    """Eight bytes for each name: ``(names,)`` int64."""
+    digests = b"".join(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest() for name in names)
+    return torch.frombuffer(bytearray(digests), dtype=torch.int64) if digests else torch.empty(0, dtype=torch.int64)
 
 
 def load_encoder(file: str | Path, *, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
