@@ -118,7 +118,9 @@ def leads(tables: Mapping[str, pd.DataFrame], method: str) -> Figure:
             ax.plot(100 * row["lead"], y, markers.get(row["verdict"], "o"), color=colour, markersize=7)
         ax.axvline(0, color=INK, linewidth=1)
         sizes = 100 * table["lead"].abs().sort_values()
-        reach = sizes.iloc[-1] if len(sizes) < 2 or sizes.iloc[-1] < 3 * sizes.iloc[-2] else sizes.iloc[-2]
+        reach = sizes.iloc[len(sizes) // 2]
+        for size in sizes.iloc[len(sizes) // 2 :]:  # up to where a few are far from all others
+            reach = size if size < 3 * reach else reach
         if "random" in sizes:  # the lead that counts is always in sight
             reach = max(reach, sizes["random"] / 1.3)
         for name, row in table[100 * table["lead"].abs() > 1.8 * reach].iterrows():  # off the panel: in words
