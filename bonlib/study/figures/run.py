@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -38,14 +39,14 @@ def training_curves(
     for ax, (column, title) in zip(axes, panels.items(), strict=False):
         ax.plot(fine["step"], fine[column], **style)
         ax.set(title=title, xlabel="step")
-    axes[0].set_ylim(0)
+    _from_zero(axes[0], fine["loss"].max())
     axes[1].set_ylim(0, 1.03)
     axes[1].yaxis.set_major_formatter(PercentFormatter(1))
     if "miner.entropy_bits" in panels:
-        axes[2].set_ylim(0)
-    if "miner.entropy_bits" in panels and "miner.bits" in history:
-        axes[2].axhline(history["miner.bits"].max(), color=MUTED, linestyle="--")
-        axes[2].text(0.98, history["miner.bits"].max(), "most", transform=axes[2].get_yaxis_transform(), **_LABEL)
+        bits = history["miner.bits"].max() if "miner.bits" in history else float("nan")
+        _from_zero(axes[2], max(fine["miner.entropy_bits"].max(), bits))
+        axes[2].axhline(bits, color=MUTED, linestyle="--")
+        axes[2].text(0.98, bits, "most", transform=axes[2].get_yaxis_transform(), **_LABEL)
     last = axes[-1]
     last.set(title=f"validation {metric}", xlabel="step")
     if len(history):
@@ -59,6 +60,12 @@ def training_curves(
     spare = max(_LEAST_SPAN - (high - low), 0) / 2
     last.set_ylim(low - spare, high + spare)
     return figure
+
+
+def _from_zero(ax: Axes, most: float) -> None:
+    """Let an axis begin at zero, with room above what it shows; as it is where nothing is shown yet."""
+    if most > 0:
+        ax.set_ylim(0, 1.15 * most)
 
 
 def seconds_by_part(seconds: Mapping[str, float], steps: int) -> Figure:
