@@ -39,11 +39,11 @@ def training_curves(
     for ax, (column, title) in zip(axes, panels.items(), strict=False):
         ax.plot(fine["step"], fine[column], **style)
         ax.set(title=title, xlabel="step")
-    _from_zero(axes[0], fine["loss"].max())
+    _from_zero(axes[0], fine["loss"].max())  # pyright: ignore[reportArgumentType]
     axes[1].set_ylim(0, 1.03)
     axes[1].yaxis.set_major_formatter(PercentFormatter(1))
     if "miner.entropy_bits" in panels:
-        bits = history["miner.bits"].max() if "miner.bits" in history else float("nan")
+        bits: Any = history["miner.bits"].max() if "miner.bits" in history else float("nan")
         _from_zero(axes[2], max(fine["miner.entropy_bits"].max(), bits))
         axes[2].axhline(bits, color=MUTED, linestyle="--")
         axes[2].text(0.98, bits, "most", transform=axes[2].get_yaxis_transform(), **_LABEL)
