@@ -51,11 +51,12 @@ def compared(rows: list[tuple[list[str], list[Difference]]]) -> list[list[str]]:
     ]
 
 
-def of_miners(runs: pd.DataFrame, column: str) -> tuple[list[str], list[Difference]]:
-    """Means of random sets and of both stages, and what the stages lead random sets by."""
+def of_miners(runs: pd.DataFrame, column: str, *miners: str) -> tuple[list[str], list[Difference]]:
+    """Means of random sets and of miners, by default of both stages, and what these lead random sets by."""
     of = {str(miner): group for miner, group in runs.groupby("miner")}
-    values = [f"{of[miner][column].mean():.3f}" for miner in ("random", "bag", "two-stage-bag")]
-    return values, [paired_difference(of[miner], of["random"], column) for miner in ("bag", "two-stage-bag")]
+    miners = miners or ("bag", "two-stage-bag")
+    values = [f"{of[miner][column].mean():.3f}" for miner in ("random", *miners)]
+    return values, [paired_difference(of[miner], of["random"], column) for miner in miners]
 
 
 def lead_of(table: pd.DataFrame, method: str) -> str:
@@ -158,14 +159,11 @@ def tuned() -> str:
 
 def batches() -> str:
     """Two stages and random sets in batches of several sizes, the same number of images."""
-    runs, rows = finished("batches"), []
-    runs = runs[runs["method"].isin(["random", "two stages"])]
-    for (loss, margin, size), group in runs.groupby(["loss", "margin", "batch_size"]):
-        of = dict(list(group.groupby("method")))
-        values = [f"{of[name]['validation.recall@1'].mean():.3f}" for name in ("random", "two stages")]
+    rows = []
+    for (loss, margin, size), group in finished("batches").groupby(["loss", "margin", "batch_size"]):
         setting = f"{loss}, {'temperature' if loss == 'infonce' else 'margin'} {margin}"
-        lead = paired_difference(of["two stages"], of["random"], "validation.recall@1")
-        rows.append(([setting, str(size), *values], [lead]))
+        values, leads = of_miners(group, "validation.recall@1", "two-stage-bag")
+        rows.append(([setting, str(size), *values], leads))
     return markdown("loss | batch | random | two stages | two stages lead by, points", compared(rows))
 
 
@@ -503,7 +501,7 @@ def larger() -> str:
 
 def small_batches() -> str:
     """What a bag does for a small batch, as the README says it."""
-    runs = finished("batches").query("dataset == 'parts' and loss == 'infonce' and margin == 0.05")
+    runs = finished("batches").query("loss == 'infonce' and margin == 0.05")
     means = runs.groupby(["method", "batch_size"])["validation.recall@1"].mean()
     random, two = (
         ", ".join(f"{means[name, size]:.3f}" for size in (32, 128, 512)) for name in ("random", "two stages")
@@ -530,7 +528,7 @@ def filled(text: str) -> str:
     """A page with what stands between its markers, ``<!-- name -->`` and ``<!-- end -->``, made anew."""
     made = {"scratch": f"\n{scratch()}\n", "stages": f"\n{stages()}\n", "batch": one_batch()}
     made |= {"sooner": soonest(), "larger": larger(), "classifier": classifier(), "nearer": nearer()}
-    made |= {"small": small_batches()}
+    made["small"] = small_batches()
     for name, content in made.items():
         text = re.sub(
             rf"(<!-- {name} -->).*?(<!-- end -->)", lambda m, c=content: m[1] + c + m[2], text, flags=re.DOTALL

@@ -355,9 +355,8 @@ def test_a_table_of_names_is_trained_on_and_evaluated(folders, capsys):
     assert set(found["string"]) <= {name for name, _ in rows}
     assert "trained on" not in capsys.readouterr().err
     first = pd.DataFrame([("a hill", "a"), ("hill a", "a")], columns=["title", "identity"])
-    pd.concat([first, pd.read_csv(table)]).to_csv(
-        folders / "grown.csv", index=False
-    )  # one identity more, and the split is another one
+    grown = pd.concat([first, pd.read_csv(table)])  # one identity more, and the split is another one
+    grown.to_csv(folders / "grown.csv", index=False)
     assert cli.main(["evaluate", str(weights), "--dataset", "table", "--root", str(folders / "grown.csv")]) == 0
     assert "bear names of identities that the encoder was trained on" in capsys.readouterr().err
     arguments = ["neighbours", str(weights), *source, "--queries", "2", "--k", "3"]

@@ -42,8 +42,7 @@ class ImageSet(LabelledSet):
     source: dict[str, Any] = field(default_factory=dict)
     ks: tuple[int, ...] = (1, 2, 4, 8)
 
-    @property
-    def num_samples(self) -> int:
+    def __len__(self) -> int:
         """Number of images."""
         return len(self.images)
 
@@ -84,7 +83,7 @@ class ImageSet(LabelledSet):
 
     def pixels(self, indices: ArrayLike) -> NDArray[np.uint8]:
         """Images as they are before the transform, to look at: ``(batch, channels, height, width)`` uint8."""
-        return self.images[torch.as_tensor(indices)].cpu().numpy()
+        return self.images[torch.from_numpy(chosen_ids("indices", indices, len(self)))].cpu().numpy()
 
     def samples_at(self, chosen: Tensor) -> dict[str, Any]:
         """The images at these indices."""

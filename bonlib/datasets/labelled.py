@@ -41,7 +41,7 @@ class LabelledSet(Dataset[tuple[Tensor, int]], ABC):
         Raises:
             ValueError: if lengths differ, or a label is no class.
         """
-        labels, count = as_array(self.labels), self.num_samples
+        labels, count = as_array(self.labels), len(self)
         if labels.shape != (count,) or labels.dtype.kind not in "iu":
             text = f"labels have shape {labels.shape} and dtype {labels.dtype}"
             raise ValueError(f"{text}; give one integer for each of {count} samples.")
@@ -54,9 +54,8 @@ class LabelledSet(Dataset[tuple[Tensor, int]], ABC):
                     f"attributes[{name!r}] has {len(values)} values; give one for each of {count} samples."
                 )
 
-    @property
     @abstractmethod
-    def num_samples(self) -> int:
+    def __len__(self) -> int:
         """Number of samples."""
 
     @abstractmethod
@@ -85,10 +84,6 @@ class LabelledSet(Dataset[tuple[Tensor, int]], ABC):
     def num_classes(self) -> int:
         """Number of identities."""
         return len(self.class_names)
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return self.num_samples
 
     def to(self, device: str | torch.device) -> "LabelledSet":
         """The same set with its samples on a device, so that batches need not be copied there; here, as it is."""

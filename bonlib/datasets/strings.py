@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.core.checks import as_array, chosen_ids, needs_extra, real_number
+from bonlib.core.checks import chosen_ids, needs_extra, real_number
 from bonlib.core.permutation import compiled
 from bonlib.datasets.labelled import LabelledSet
 
@@ -65,8 +65,7 @@ class TextSet(LabelledSet):
         self.drop = real_number("drop", self.drop, 0, 0.9)
         self.typos = real_number("typos", self.typos, 0, 0.9)
 
-    @property
-    def num_samples(self) -> int:
+    def __len__(self) -> int:
         """Number of strings."""
         return len(self.strings)
 
@@ -115,7 +114,7 @@ class TextSet(LabelledSet):
         with needs_extra("pixels"):
             from PIL import Image, ImageDraw
         pictures = []
-        for i in as_array(indices).tolist():
+        for i in chosen_ids("indices", indices, len(self)).tolist():
             canvas = Image.new("L", (96, 48))
             lines = textwrap.wrap(self.strings[i], 15, max_lines=3, placeholder="…") or [""]
             ImageDraw.Draw(canvas).multiline_text((48, 24), "\n".join(lines), 255, _font(), "mm", align="center")

@@ -153,13 +153,8 @@ def _one_budget(runs: pd.DataFrame, name: str) -> None:
 
 def _devices(runs: pd.DataFrame) -> list[str]:
     """Those of the runs, by their names where these are known; the seconds of several cannot be compared."""
-    known = [runs[name] for name in ("provenance.gpu", "provenance.processor", "device") if name in runs]
-    if not known:
-        return []
-    names = known[0]
-    for other in known[1:]:
-        names = names.fillna(other)
-    return sorted(names.dropna().unique())
+    known = runs.reindex(columns=["provenance.gpu", "provenance.processor", "device"])
+    return sorted(known.bfill(axis=1).iloc[:, 0].dropna().unique())
 
 
 def _compared(rows: list[dict[str, Any]], differences: list[Difference]) -> pd.DataFrame:

@@ -42,12 +42,12 @@ def embed(
         ValueError: if there are no samples, the device is not here, or the encoder returns no embeddings.
     """
     device = check_device(device)
-    if (len(dataset) if indices is None else len(indices)) == 0:  # pyright: ignore[reportArgumentType]
+    count = len(dataset)  # pyright: ignore[reportArgumentType]
+    indices = None if indices is None else chosen_ids("indices", indices, count)
+    if (count if indices is None else len(indices)) == 0:
         raise ValueError("dataset has no samples to embed; give at least one.")
-    if indices is not None:
-        indices = chosen_ids("indices", indices, len(dataset))  # pyright: ignore[reportArgumentType]
     if isinstance(dataset, LabelledSet) and not workers:
-        chosen = torch.arange(len(dataset)) if indices is None else torch.from_numpy(indices)
+        chosen = torch.arange(count) if indices is None else torch.from_numpy(indices)
         parts = chosen.split(batch_size)
         batches = (dataset.batch(part) for part in parts)
     else:

@@ -241,7 +241,7 @@ def _fingerprint(dataset: Dataset[Any]) -> str:
     told = getattr(dataset, "fingerprint", None) or f"{len(dataset)} samples"  # pyright: ignore[reportArgumentType]
     for owner in (dataset, getattr(dataset, "images", None)):
         made = {name: value for name, value in getattr(owner, "__dict__", {}).items() if name in _MADE and value}
-        told += re.sub(r" at 0x[0-9a-f]+", "", f" {made}") if made else ""
+        told += _without_addresses(f" {made}") if made else ""
     return told
 
 
@@ -262,7 +262,12 @@ def _described(loss: nn.Module) -> str:
         named = {name for maker in makers for name in inspect.signature(maker).parameters}
         plain = {name: vars(module)[name] for name in sorted(named & vars(module).keys())}
         told.append({name: value for name, value in plain.items() if isinstance(value, int | float | str)})
-    return re.sub(r" at 0x[0-9a-f]+", "", f"{loss!r} {told}")
+    return _without_addresses(f"{loss!r} {told}")
+
+
+def _without_addresses(text: str) -> str:
+    """A printed object as it is in any process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def _same_classes(labels: Any, miner: Miner) -> bool:
