@@ -1,8 +1,6 @@
 """One plain training loop, the same for every miner and loss."""
 
-import inspect
 import math
-import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ from bonlib.core.miner import Miner
 from bonlib.core.processes import world_size
 from bonlib.datasets.labelled import LabelledSet
 from bonlib.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from bonlib.training.described import described_dataset, described_loss, described_optimizer
 from bonlib.training.embed import embed
 from bonlib.training.encoders import unwrapped
 from bonlib.training.metrics import evaluate
@@ -31,7 +30,6 @@ from bonlib.training.optimizers import make_optimizer, values_of
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
 PARTS: tuple[str, ...] = ("draw", "data", "compute", "hash", "refresh", "evaluate")
-_MADE = ("drop", "typos", "transform", "size", "color")  # attributes of a data set, or its files, that say what is seen
 _COLLAPSED = 1e-3  # share of the embeddings' energy that still varies
 
 
@@ -153,14 +151,14 @@ def fit(
     parts = {"encoder": unwrapped(encoder), "loss": unwrapped(loss), "optimizer": optimizer, "miner": miner}
     file, made_of = Path(checkpoint) if checkpoint is not None else None, {}
     if file is not None:
-        made_of = {"data": _fingerprint(dataset), "validation": validation and _fingerprint(validation)}
+        made_of = {"data": described_dataset(dataset), "validation": validation and described_dataset(validation)}
         made_of |= {
             "evaluate_every": evaluate_every,
             "validation_queries": validation_queries,
             "schedule": schedule,
             "precision": precision,
         }
-        made_of |= {"loss": _described(loss)} | _settings(optimizer)
+        made_of |= {"loss": described_loss(loss)} | described_optimizer(optimizer)
         made_of |= {"steps": steps} if schedule == "cosine" else {}
     peaks = [group["lr"] for group in optimizer.param_groups]
     if file is not None:
@@ -234,40 +232,6 @@ def _measure(progress: Progress, done: Step, miner: Miner) -> None:
         **{f"miner.{name}": value for name, value in miner.stats().items()},
     })  # fmt: skip
     progress.loss, progress.active, progress.since = 0.0, 0.0, 0
-
-
-def _fingerprint(dataset: Dataset[Any]) -> str:
-    """What stands for the content of a dataset, its own fingerprint or its length, and for what is made of samples."""
-    told = getattr(dataset, "fingerprint", None) or f"{len(dataset)} samples"  # pyright: ignore[reportArgumentType]
-    for owner in (dataset, getattr(dataset, "images", None)):
-        made = {name: value for name, value in getattr(owner, "__dict__", {}).items() if name in _MADE and value}
-        told += _without_addresses(f" {made}") if made else ""
-    return told
-
-
-def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimiser's kind and hyperparameters, as text, by name and group."""
-    told = {"optimizer": type(optimizer).__name__}
-    for i, group in enumerate(optimizer.param_groups):
-        of = f" of group {i + 1}" if i else ""
-        told |= {name + of: repr(value) for name, value in group.items() if name != "params"}
-    return told
-
-
-def _described(loss: nn.Module) -> str:
-    """A loss with all that is set of it, as text without addresses: its numbers, and the arguments of its modules."""
-    told: list[dict[str, Any]] = [{n: value for n, value in sorted(vars(loss).items()) if isinstance(value, float)}]
-    for module in loss.modules():
-        makers = [vars(kind)["__init__"] for kind in type(module).__mro__[:-1] if "__init__" in vars(kind)]
-        named = {name for maker in makers for name in inspect.signature(maker).parameters}
-        plain = {name: vars(module)[name] for name in sorted(named & vars(module).keys())}
-        told.append({name: value for name, value in plain.items() if isinstance(value, int | float | str)})
-    return _without_addresses(f"{loss!r} {told}")
-
-
-def _without_addresses(text: str) -> str:
-    """A printed object as it is in any process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def _same_classes(labels: Any, miner: Miner) -> bool:
