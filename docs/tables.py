@@ -160,16 +160,18 @@ def tuned() -> str:
 def batches() -> str:
     """Two stages and random sets in batches of several sizes, the same number of images."""
     rows = []
-    for (loss, margin, size), group in finished("batches").groupby(["loss", "margin", "batch_size"]):
+    runs = finished("batches")
+    for (name, loss, margin, size), group in runs.groupby(["dataset", "loss", "margin", "batch_size"]):
         setting = f"{loss}, {'temperature' if loss == 'infonce' else 'margin'} {margin}"
         values, leads = of_miners(group, "validation.recall@1", "two-stage-bag")
-        rows.append(([setting, str(size), *values], leads))
-    return markdown("loss | batch | random | two stages | two stages lead by, points", compared(rows))
+        rows.append(([NAMES[name], setting, str(size), *values], leads))
+    return markdown("data | loss | batch | random | two stages | two stages lead by, points", compared(rows))
 
 
 def batches_field() -> str:
     """The best of the opponents under InfoNCE."""
-    return ranked(of_shared_seeds(finished("batches").query("batch_size == 128 and margin == 0.05")), "two stages")
+    runs = finished("batches").query("dataset == 'parts' and batch_size == 128 and margin == 0.05")
+    return ranked(of_shared_seeds(runs), "two stages")
 
 
 def _long() -> dict[str, pd.DataFrame]:
@@ -501,7 +503,7 @@ def larger() -> str:
 
 def small_batches() -> str:
     """What a bag does for a small batch, as the README says it."""
-    runs = finished("batches").query("loss == 'infonce' and margin == 0.05")
+    runs = finished("batches").query("dataset == 'parts' and loss == 'infonce' and margin == 0.05")
     means = runs.groupby(["method", "batch_size"])["validation.recall@1"].mean()
     random, two = (
         ", ".join(f"{means[name, size]:.3f}" for size in (32, 128, 512)) for name in ("random", "two stages")
