@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -76,8 +77,10 @@ def bag_worker(rank, size, folder, form, steps):
     dist.destroy_process_group()
 
 
-def spawn(worker, size, *arguments):
-    mp.spawn(worker, (size, *arguments), nprocs=size, join=True)
+def spawn(worker, size, *arguments, join=True):
+    """Run processes forked from one that has imported everything and run nothing: each would take seconds for it."""
+    multiprocessing.set_forkserver_preload(["bonlib.study.experiment"])
+    return mp.start_processes(worker, (size, *arguments), nprocs=size, join=join, start_method="forkserver")
 
 
 @pytest.mark.parametrize(("size", "form", "steps"), [(1, "set", 60), (2, "set", 300), (4, "triplet", 60)])
@@ -195,7 +198,7 @@ def dying_worker(rank, size, folder):
 
 
 def test_a_rank_that_dies_ends_the_others_with_an_error(tmp_path):
-    processes = mp.start_processes(dying_worker, (2, tmp_path), nprocs=2, join=False, start_method="spawn").processes
+    processes = spawn(dying_worker, 2, tmp_path, join=False).processes
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 1]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from bonlib.core.checks import check_device, known_options
@@ -22,6 +23,7 @@ from bonlib.core.distributed import from_rank_zero
 from bonlib.core.hashes import make_hasher
 from bonlib.core.layout import Ids
 from bonlib.core.means import class_means
+from bonlib.core.miner import Miner
 from bonlib.core.paths import data_dir
 from bonlib.core.processes import rank, world_size
 from bonlib.core.table import default_bits
@@ -36,7 +38,7 @@ from bonlib.training.checkpoint import Progress
 from bonlib.training.embed import embed
 from bonlib.training.encoders import check_takes, load_encoder, make_encoder, save_encoder
 from bonlib.training.loop import PARTS, Step, fit
-from bonlib.training.losses import has_centres, make_loss, set_centres
+from bonlib.training.losses import MinedLoss, has_centres, make_loss, set_centres
 from bonlib.training.metrics import measure, recall_by_gallery
 
 CHECKPOINT_EVERY = 50  # steps
@@ -67,6 +69,7 @@ class Experiment:
         self.config, self.checkpoint = config, checkpoint
         check_device(config.device)
         keep_freed_memory()
+        _check_parts(config)
         self.provenance = provenance()  # of the code as it was loaded, whatever is edited while it runs
         self.train, self.validation = self._split("train"), self._split("validation")
         if config.test:
@@ -98,27 +101,13 @@ class Experiment:
         check_takes(self.encoder, self.validation[0][0].cpu(), config.encoder)
         if config.start is not None:
             _begin_with(self.encoder, config)
-        options = {name: getattr(config, name) for name in ("form", "batch_size", "per_class", "seed")}
-        if config.form == "set" and (most := self.train.num_classes * config.per_class) < config.batch_size:
-            text = f"{self.train.num_classes} training identities make batches of {most}, not {config.batch_size}."
+        batch_size = config.batch_size
+        if config.form == "set" and (most := self.train.num_classes * config.per_class) < batch_size:
+            text = f"{self.train.num_classes} training identities make batches of {most}, not {batch_size}."
             warnings.warn(f"{text} With so few, expect no gain of hard negatives.", stacklevel=3)
-            options["batch_size"] = most
-        options |= config.miner_options | ({} if config.bits is None else {"bits": config.bits})
-        if own := options.pop("hasher_options", None):
-            entries = self.train.num_classes if hashes_identities(config) else len(self.train)
-            bits = options.pop("bits", None) or default_bits(entries)
-            options["hasher"] = make_hasher(
-                options.get("hasher", _USUAL_HASHER.get(config.miner, "autoencoder")),
-                config.dim,
-                bits,
-                seed=config.seed,
-                **own,
-            )
-        self.miner = make_miner(config.miner, self.train.labels, config.dim, **options)
-        self.loss = make_loss(
-            config.loss, config.form, margin=config.margin, seed=config.seed,
-            dim=config.dim, num_classes=self.train.num_classes, **config.loss_options,
-        )  # fmt: skip
+            batch_size = most
+        self.miner = _make_miner(config, self.train.labels, batch_size)
+        self.loss = _make_loss(config, self.train.num_classes)
         self.progress = Progress(seconds=dict.fromkeys(PARTS, 0.0))
         self._begun = False
 
@@ -209,6 +198,40 @@ class Experiment:
         if self.checkpoint:
             self.checkpoint.unlink(missing_ok=True)
         return saved
+
+
+def _check_parts(config: Config) -> None:
+    """Make the parts of a run once for nothing, so that what is wrong with a setting is said before data are drawn.
+
+    Raises:
+        ValueError: if a part is unknown, or does not take its options.
+    """
+    many = 10_000  # identities: no data set of so many is too small for a setting
+    _make_miner(config, np.repeat(np.arange(many), max(config.per_class, 2)), config.batch_size)
+    _make_loss(config, many)
+    options = {name: value for name, value in config.encoder_options.items() if name != "weights"}
+    with torch.device("meta"), known_options(f"encoder {config.encoder!r}"):  # which draws no weights
+        make_encoder(config.encoder, dim=config.dim, in_channels=3, **options)
+
+
+def _make_miner(config: Config, labels: ArrayLike | Tensor, batch_size: int) -> Miner:
+    """The miner of a run over samples of these labels, hash included."""
+    options = {name: getattr(config, name) for name in ("form", "per_class", "seed")} | {"batch_size": batch_size}
+    options |= config.miner_options | ({} if config.bits is None else {"bits": config.bits})
+    if own := options.pop("hasher_options", None):
+        entries = len(np.unique(labels)) if hashes_identities(config) else len(labels)
+        bits = options.pop("bits", None) or default_bits(entries)
+        kind = options.get("hasher", _USUAL_HASHER.get(config.miner, "autoencoder"))
+        options["hasher"] = make_hasher(kind, config.dim, bits, seed=config.seed, **own)
+    return make_miner(config.miner, labels, config.dim, **options)
+
+
+def _make_loss(config: Config, num_classes: int) -> MinedLoss:
+    """The loss of a run over so many identities."""
+    return make_loss(
+        config.loss, config.form, margin=config.margin, seed=config.seed,
+        dim=config.dim, num_classes=num_classes, **config.loss_options,
+    )  # fmt: skip
 
 
 def _begin_with(encoder: nn.Module, config: Config) -> None:
