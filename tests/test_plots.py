@@ -116,11 +116,16 @@ def test_leads_over_identities_stand_where_the_tables_say():
 
 
 def test_a_metric_over_a_setting_has_a_line_a_miner(history):
-    runs = history.query("form == 'set'").rename(columns={"recall@1": "validation.recall@1"})
+    runs = history.query("form == 'set'").rename(columns={"recall@1": "validation.recall@1"}).assign(dataset="one")
     (ax,) = figures.over(runs, "step", "steps").axes
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["random sets", "BoN sets"]
     expected = runs.query("miner == 'bag'").groupby("step")["validation.recall@1"].mean()
     assert ax.containers[1].lines[0].get_ydata() == pytest.approx(expected.to_numpy())
+    other = runs.assign(dataset="another", **{"validation.recall@1": runs["validation.recall@1"] / 2})
+    first, second = figures.over(pd.concat([runs, other]), "step", "steps").axes
+    assert second.get_title() == "another"
+    for panel, share in ((first, 1), (second, 0.5)):
+        assert panel.containers[1].lines[0].get_ydata() == pytest.approx(share * expected.to_numpy())
 
 
 def test_methods_stand_side_by_side_best_on_top():

@@ -162,7 +162,7 @@ def costs(table: pd.DataFrame) -> Figure:
 
 
 def over(runs: pd.DataFrame, x: str, xlabel: str, metric: str = "validation.recall@1", *, log: bool = False) -> Figure:
-    """A metric against a setting, one line a miner: mean over seeds and its 95 % interval.
+    """A metric against a setting, a panel a data set, a line a miner: mean over seeds and its 95 % interval.
 
     Args:
         runs: as :func:`~bonlib.study.records.load_runs` gives them.
@@ -171,22 +171,24 @@ def over(runs: pd.DataFrame, x: str, xlabel: str, metric: str = "validation.reca
         metric: column to draw.
         log: a logarithmic axis.
     """
-    figure, ax = plt.subplots(figsize=(6.0, 3.6))
-    for (miner, form), group in runs.groupby(["miner", "form"], sort=False):
-        points = [(at, *mean_interval(part[metric].tolist())[:3]) for at, part in group.groupby(x)]
-        at, mean, low, high = np.array(points, dtype=float).T
-        colour = MINER_COLOURS.get(str(miner), MUTED)
-        style: dict[str, Any] = {"color": colour, "linestyle": FORM_DASHES[str(form)], "marker": "o", "capsize": 3}
-        ax.errorbar(at, mean, yerr=[mean - low, high - mean], label=method_name(str(miner), str(form)), **style)
-    if log:
-        ax.set_xscale("log")
-        ax.minorticks_off()
-    ticks = sorted(runs[x].unique())
-    ax.set(
-        xlabel=f"{xlabel}; bars: 95 % interval", ylabel=f"{metric.partition('.')[2]}, validation classes", xticks=ticks
-    )
-    ax.set_xticklabels([f"{tick:,g}" for tick in ticks])
-    ax.legend()
+    parts = dict(list(runs.groupby("dataset", sort=False)))
+    width = 6.0 if len(parts) == 1 else 4.0 * len(parts)
+    figure, axes = plt.subplots(1, len(parts), figsize=(width, 3.6), squeeze=False)
+    for ax, (name, here) in zip(axes[0], parts.items(), strict=True):
+        for (miner, form), group in here.groupby(["miner", "form"], sort=False):
+            points = [(at, *mean_interval(part[metric].tolist())[:3]) for at, part in group.groupby(x)]
+            at, mean, low, high = np.array(points, dtype=float).T
+            colour = MINER_COLOURS.get(str(miner), MUTED)
+            style: dict[str, Any] = {"color": colour, "linestyle": FORM_DASHES[str(form)], "marker": "o", "capsize": 3}
+            ax.errorbar(at, mean, yerr=[mean - low, high - mean], label=method_name(str(miner), str(form)), **style)
+        if log:
+            ax.set_xscale("log")
+            ax.minorticks_off()
+        ticks = sorted(here[x].unique())
+        ax.set(xlabel=f"{xlabel}; bars: 95 % interval", xticks=ticks, title=name if len(parts) > 1 else "")
+        ax.set_xticklabels([f"{tick:,g}" for tick in ticks])
+    axes[0, 0].set_ylabel(f"{metric.partition('.')[2]}, validation classes")
+    axes[0, 0].legend()
     return figure
 
 
