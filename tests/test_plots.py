@@ -123,7 +123,7 @@ def test_a_metric_over_a_setting_has_a_line_a_miner(history):
     assert ax.containers[1].lines[0].get_ydata() == pytest.approx(expected.to_numpy())
     other = runs.assign(dataset="another", **{"validation.recall@1": runs["validation.recall@1"] / 2})
     first, second = figures.over(pd.concat([runs, other]), "step", "steps").axes
-    assert second.get_title() == "another"
+    assert second.get_title("left") == "another"
     for panel, share in ((first, 1), (second, 0.5)):
         assert panel.containers[1].lines[0].get_ydata() == pytest.approx(share * expected.to_numpy())
 
