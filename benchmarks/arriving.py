@@ -1,9 +1,10 @@
 """Identities that arrive while one trains: half of the places are there from the start, the rest after half the steps.
 
 Names of places, InfoNCE, sets of 128, three seeds, each with its own split: ``python benchmarks/arriving.py``, some
-twenty minutes. Four ways to take the newcomers: random sets of all; a bag that is extended, and keeps what it knows; a
-bag that is made anew, and knows nothing; exact search, which looks at all the data again when they come and every 500
-steps. R@1 of validation places after each 250 steps. The record is data/results/bench/arriving.json.
+half an hour. Five ways to take the newcomers: random sets of all; a bag that is extended, and keeps what it knows; a
+bag that is made anew, and knows nothing; batches from k-means clusters of the identities (100K identities), and exact
+search, which look at all the data again when they come and every 500 steps. R@1 of validation places after each 250
+steps. The record is data/results/bench/arriving.json.
 """
 
 import time
@@ -28,6 +29,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name and options of the mi
     "random sets": ("random", {}),
     "bag, extended": ("two-stage-bag", {}),
     "bag, made anew": ("two-stage-bag", {}),
+    "clusters, look again": ("subspaces", {"every": 500}),
     "exact search, looks again": ("exact", {"groups": 4, "every": 500, "ranks": (1, 8)}),
 }
 

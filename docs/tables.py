@@ -161,11 +161,14 @@ def batches() -> str:
     """Two stages and random sets in batches of several sizes, the same number of images."""
     rows = []
     runs = finished("batches")
+    begins = runs[runs["method"] == "start"].set_index(["dataset", "seed"])["validation.recall@1"]
+    runs = runs[runs["method"] != "start"]
     for (name, loss, margin, size), group in runs.groupby(["dataset", "loss", "margin", "batch_size"]):
         setting = f"{loss}, {'temperature' if loss == 'infonce' else 'margin'} {margin}"
         values, leads = of_miners(group, "validation.recall@1", "two-stage-bag")
-        rows.append(([NAMES[name], setting, str(size), *values], leads))
-    return markdown("data | loss | batch | random | two stages | two stages lead by, points", compared(rows))
+        begin = f"{begins[name][group['seed'].unique()].mean():.3f}"
+        rows.append(([NAMES[name], setting, str(size), begin, *values], leads))
+    return markdown("data | loss | batch | before | random | two stages | two stages lead by, points", compared(rows))
 
 
 def batches_field() -> str:

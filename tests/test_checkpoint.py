@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch import nn
 
 from bonlib import fit, make_miner
 from bonlib.datasets.characters.glyphs import default_fonts
-from bonlib.datasets.example import example_folder
 from bonlib.datasets.images import ImageSet
 from bonlib.study.config import Config
 from bonlib.study.experiment import Experiment, checkpoint_path
@@ -323,9 +323,9 @@ def test_a_run_begun_twice_in_one_process_begins_anew(folders):
     assert told(again.progress) == told(whole.progress)
 
 
-def test_a_folder_is_known_by_its_content_not_by_its_path(folders, monkeypatch):
+def test_a_folder_is_known_by_its_content_not_by_its_path(example, folders, monkeypatch):
     for name in ("a", "b"):
-        example_folder(folders / name / "photos", identities=40)
+        shutil.copytree(example, folders / name / "photos")
     monkeypatch.chdir(folders / "a")
     keys = {
         config_key(asdict(Config(dataset="folder", dataset_options={"root": root, "size": 32})))

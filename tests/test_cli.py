@@ -12,17 +12,16 @@ import torch
 from PIL import Image
 
 from bonlib import cli, list_datasets, load_dataset, make_hasher, make_miner
-from bonlib.datasets.example import example_folder
 from bonlib.training.encoders import load_encoder, make_encoder
 from bonlib.training.losses import make_loss
 from bonlib.training.metrics import evaluate
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(example, tmp_path_factory):
     """Weights trained on a folder by the command, and the folder."""
     folder = tmp_path_factory.mktemp("cli")
-    photos = example_folder(folder / "photos", identities=40)
+    photos = shutil.copytree(example, folder / "photos")
     options = json.dumps({"root": str(photos), "size": 32})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BONLIB_RESULTS", str(folder / "results"))
@@ -367,8 +366,8 @@ def test_a_table_of_names_is_trained_on_and_evaluated(folders, capsys):
     assert "does not take samples" in capsys.readouterr().err
 
 
-def test_an_encoder_of_a_split_of_its_own_is_measured_on_what_it_has_not_seen(folders):
-    photos = example_folder(folders / "photos", identities=40)
+def test_an_encoder_of_a_split_of_its_own_is_measured_on_what_it_has_not_seen(example, folders):
+    photos = shutil.copytree(example, folders / "photos")
     options = json.dumps({"root": str(photos), "size": 32})
     done = cli.main([
         "train", "--dataset", "folder", "--root", str(photos), "--miner", "random", "--steps", "1", "--seed", "1",

@@ -226,8 +226,9 @@ def arrivals(table: pd.DataFrame) -> Figure:
         table: as ``benchmarks/arriving.py`` writes it: ``method``, ``seed``, ``step``, ``identities``, ``recall@1``.
     """
     figure, ax = plt.subplots(figsize=(7.2, 3.6))
-    colours = (MINER_COLOURS["random"], MINER_COLOURS["two-stage-bag"], MUTED, MINER_COLOURS["exact"])
-    for colour, (name, rows) in zip(colours, table.groupby("method", sort=False), strict=False):
+    looks = ("random", "two-stage-bag", "refreshed-bag", "subspaces", "exact")  # as the methods stand in the table
+    for i, (name, rows) in enumerate(table.groupby("method", sort=False)):
+        colour = MINER_COLOURS[looks[i]]
         mean_and_range(ax, rows.groupby("step")["recall@1"], marker="o", markersize=3, color=colour, label=name)
     first = table.loc[table["identities"] == table["identities"].min(), "step"].max()
     ax.axvline(first, color=INK, linewidth=1, linestyle="--")
