@@ -39,6 +39,7 @@ myst_substitutions = {
     **{
         name: getattr(tables, name)()
         for name in (
+            "aims",
             "batches",
             "batches_field",
             "scratch",

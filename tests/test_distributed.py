@@ -285,6 +285,29 @@ def test_torchrun_trains_and_writes_one_record(folders):
     assert content["history"][-1]["images"] == 64
 
 
+def grow(wrapped):
+    """Train, take identities that arrive, and go on, once as it is and once from the saved state."""
+    labels, layout = np.sort(LABELS), {"batch_size": 48, "bits": 5, "steps": 10, "seed": 1}
+    bag, again = BagOfNegatives(labels[:600], 8, **layout), BagOfNegatives(labels, 8, **layout)
+    train_a_bag(wrapped(bag), 10)
+    bag.extend(labels[600:], steps=10)
+    again.load_state_dict(bag.state_dict())
+    return [train_a_bag(wrapped(grown), 10)[0] for grown in (bag, again)]
+
+
+def growing_worker(rank, size, folder):
+    join(rank, size, folder)
+    (folder / f"{rank}.json").write_text(json.dumps(grow(RankMiner)))
+    dist.destroy_process_group()
+
+
+def test_identities_that_arrive_are_taken_by_all_processes_and_after_a_stop(tmp_path):
+    spawn(growing_worker, 2, tmp_path)
+    alone = grow(lambda bag: bag)
+    assert alone[0] == alone[1]
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [alone, alone]
+
+
 def looking_worker(rank, size, folder):
     join(rank, size, folder)
     rows = embeddings_of(np.arange(900), 0).bfloat16()

@@ -96,14 +96,19 @@ def test_the_bag_learns_what_the_loss_embedded_in_pieces_or_at_once(bert, tmp_pa
         assert torch.allclose(once, pieces, atol=1e-4)
 
 
-def test_rows_of_one_label_are_never_in_one_batch_and_single_texts_come_in_groups(model, tmp_path):
+@pytest.mark.parametrize("more", [{}, {"negative": [f"not {i}" for i in range(ROWS)]}], ids=["pairs", "triplets"])
+def test_rows_of_one_label_are_never_in_one_batch(model, tmp_path, more):
     labels = [i // 4 + 100 for i in range(ROWS)]
-    mined = TextBag(pairs(place=labels), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH, label="place")
+    rows = pairs(**more, place=labels)
+    mined = TextBag(rows, losses.MultipleNegativesRankingLoss(model), batch_size=BATCH, label="place")
     told = watched(mined)
     train(model, mined, tmp_path)
-    for rows, _ in told:
-        assert len({labels[row] for row in rows}) == len(rows) == BATCH
+    for drawn, _ in told:
+        assert len({labels[row] for row in drawn}) == len(drawn) == BATCH
 
+
+def test_single_texts_of_a_label_come_in_groups(model, tmp_path):
+    labels = [i // 4 + 100 for i in range(ROWS)]
     texts = Dataset.from_dict({"text": [f"{i} a" for i in range(ROWS)], "place": labels})
     mined = TextBag(texts, losses.BatchHardTripletLoss(model), batch_size=BATCH, label="place")
     told, given = watched(mined), []
