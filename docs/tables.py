@@ -508,8 +508,9 @@ def gallery(folder: Path = ROOT / "notebooks") -> str:
             source = "".join(cell["source"])
             if cell["cell_type"] == "markdown":
                 text = [line for line in source.splitlines() if line and not line.startswith(("#", "|", "$", "-"))]
-                plain = re.sub(r"[*`]|\[([^]]*)\]\([^)]*\)", r"\1", text[-1]) if text else said
-                said = re.split(r"(?<=[.!?])\s", plain)[0]
+                plain = re.sub(r"[*`$]|\\cdot |\\|\[([^]]*)\]\([^)]*\)", r"\1", text[-1]) if text else said
+                first, *rest = re.split(r"(?<=[.!?])\s", plain)
+                said = f"{first} {rest[0]}" if rest and len(first.split()) < 8 else first
             for name in re.findall(r'save_figure\(\w+, "(\w+)"\)', source):
                 if (ROOT / "figures" / f"{name}.png").exists():
                     parts.append(f"![{said.replace(']', '').replace('[', '')}](figures/{name}.png)\n\n*{said}*")

@@ -7,7 +7,7 @@ import torch
 from bonlib.bag import BagOfNegatives
 from bonlib.study.config import Config
 from bonlib.study.experiment import Experiment
-from bonlib.study.explorer import Dial, Explorer, Story, crowded_anchor, draw_view, draw_windows, look, over_time
+from bonlib.study.explorer import Dial, Explorer, Story, draw_view, draw_windows, look, over_time, telling_anchor
 from bonlib.study.live import watch
 
 SMALL = {"identities": 60, "batch_size": 40, "steps": 30, "evaluate_every": 15, "bits": 5}
@@ -23,7 +23,7 @@ def story():
 
 @pytest.mark.parametrize("moment", [0, -1])
 def test_a_view_is_what_brute_force_finds(story, moment):
-    anchor, seen, labels = crowded_anchor(story), story.moments[moment], story.dataset.labels.numpy()
+    anchor, seen, labels = telling_anchor(story), story.moments[moment], story.dataset.labels.numpy()
     view = look(story, anchor, moment)
     rows = seen.embeddings.float()
     distances = torch.cdist(rows[anchor][None], rows, compute_mode="donot_use_mm_for_euclid_dist")[0].numpy()
@@ -38,6 +38,13 @@ def test_a_view_is_what_brute_force_finds(story, moment):
     assert view.negatives == (~same).sum()
     if view.code:
         assert int(view.code, 2) == seen.codes[anchor]
+
+
+def test_the_anchor_to_look_at_has_a_bag_that_holds_most_of_its_nearest(story):
+    labels = story.dataset.labels.numpy()
+    views = [look(story, anchor) for anchor in range(len(labels))]
+    held = {v.anchor: len({*v.bag} & {*v.nearest}) for v in views if len({*labels[v.bag]}) > 2 and len(v.bag) > 7}
+    assert held[telling_anchor(story, of=len(labels))] == max(held.values()) > 0
 
 
 def test_moments_differ_and_the_table_tells_of_each(story):
@@ -62,7 +69,7 @@ def test_bags_over_time_are_those_of_single_views(story):
 
 
 def test_the_figure_shows_anchor_positives_bag_and_nearest(story):
-    view = look(story, crowded_anchor(story))
+    view = look(story, telling_anchor(story))
     figure = draw_view(story, view)
     pictures = sum(bool(ax.images) for ax in figure.axes)
     assert pictures == 1 + min(len(view.positives), 11) + 2 * min(len(view.bag), 12) + len(view.nearest)
@@ -72,7 +79,7 @@ def test_the_figure_shows_anchor_positives_bag_and_nearest(story):
 def test_long_names_do_not_run_into_each_other(story):
     names = story.dataset.class_names
     story.dataset.class_names = [f"{name}, a place of a very long name" for name in names]
-    figure = draw_view(story, look(story, crowded_anchor(story)))
+    figure = draw_view(story, look(story, telling_anchor(story)))
     story.dataset.class_names = names
     figure.canvas.draw()
     for ax in figure.axes:
@@ -81,7 +88,7 @@ def test_long_names_do_not_run_into_each_other(story):
 
 
 def test_slider_search_and_clicks_move_the_explorer(story):
-    explorer = Explorer(story, crowded_anchor(story))
+    explorer = Explorer(story, telling_anchor(story))
     first = explorer.view
     explorer.time.value = 0
     assert (explorer.view.anchor, explorer.view.step) == (first.anchor, 15)

@@ -146,15 +146,24 @@ def over_time(story: Story, *, anchors: int = 200, margin: float = 0.2, seed: in
     return pd.DataFrame(rows).set_index("step")
 
 
-def crowded_anchor(story: Story, *, seed: int = 0) -> int:
-    """A sample, drawn among those whose last bag has at least eight negatives of three classes, or any sample."""
+def telling_anchor(story: Story, *, of: int = 100, seed: int = 0) -> int:
+    """An anchor to look at: of some whose last bag is crowded, the one whose bag holds most of the exact nearest.
+
+    Args:
+        story: moments of a training.
+        of: how many to choose from; all have eight negatives of three classes or more. Where none has, any sample.
+        seed: of those to choose from.
+    """
     codes, labels = story.moments[-1].codes, story.dataset.labels.numpy()
     rng = np.random.default_rng(seed)
-    for anchor in rng.permutation(np.flatnonzero(codes != UNSEEN))[:500]:
+    crowded: list[int] = []
+    for anchor in rng.permutation(np.flatnonzero(codes != UNSEEN))[: 5 * of].tolist():
         members = np.flatnonzero((codes == codes[anchor]) & (labels != labels[anchor]))
         if len(members) >= 8 and len(np.unique(labels[members])) >= 3:
-            return int(anchor)
-    return int(rng.integers(0, len(labels)))
+            crowded.append(anchor)
+    views = [look(story, anchor) for anchor in crowded[:of]]
+    held = [len(np.intersect1d(view.bag, view.nearest)) for view in views]
+    return views[int(np.argmax(held))].anchor if views else int(rng.integers(0, len(labels)))
 
 
 def draw_view(story: Story, view: View, *, columns: int = 12) -> Figure:
@@ -237,7 +246,7 @@ class Explorer:
         self.time.observe(lambda change: self.show(), "value")
         self.search.observe(lambda change: self._find(change["new"]), "value")
         self.random.on_click(lambda button: self.show(int(self._rng.integers(0, len(story.dataset)))))
-        self.show(crowded_anchor(story) if anchor is None else anchor)
+        self.show(telling_anchor(story) if anchor is None else anchor)
 
     def show(self, anchor: int | None = None) -> None:
         """Show an anchor, by default the same as before, at the time that the slider tells."""

@@ -112,7 +112,7 @@ def bits_compared(table: pd.DataFrame, default: int) -> Figure:
     axes[2].axhline(0.5, color=MUTED, linestyle="--")
     axes[2].text(table["bits"].min(), 0.49, "random", color=MUTED, va="top", fontsize=8)
     for ax in (axes[1], axes[2]):
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")  # down to a tenth of a percent
     for ax in axes:
         ax.axvline(default, color=MUTED, linewidth=1, linestyle=":")
         ax.set(xlabel="bits (dotted: the default)", xticks=table["bits"])
