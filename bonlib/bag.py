@@ -167,8 +167,8 @@ class BagOfNegatives(HashedMiner):
         """
         if given := sorted({"unit", "pool", "window", "target", "margin", "momentum"} & set(options)):
             raise ValueError(f"as_published has no {', '.join(given)}; make BagOfNegatives itself with it.")
-        chosen: dict[str, Any] = {"bags": 1, "hasher": "autoencoder"} | options | {"unit": "sample", "pool": 0}
-        return cls(labels, dim, **chosen)
+        options |= {"bags": 1 if options.get("bags") is None else options["bags"], "unit": "sample", "pool": 0}
+        return cls(labels, dim, **{"hasher": "autoencoder", **options})
 
     @locked
     def update(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:

@@ -360,7 +360,3 @@ def _data(options: argparse.Namespace) -> None:
 def _print_metrics(metrics: dict[str, float]) -> None:
     for name, value in metrics.items():
         print(f"  {name:14} {value:.4f}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

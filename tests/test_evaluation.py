@@ -17,7 +17,6 @@ from bonlib.study.analysis import (
     look_alikes,
     nearest_images,
     nearest_negatives,
-    stale_bits,
     zero_loss_shares,
 )
 from bonlib.training.embed import embed
@@ -101,19 +100,6 @@ def test_drawn_distances_are_to_the_own_class_and_to_others():
     assert (table["negative"] >= 6).all()
 
 
-def test_stale_bits_count_what_the_hash_would_now_say_otherwise():
-    embeddings, labels = clusters([6] * 40, noise=0.4)
-    bag = BagOfNegatives.as_published(labels, dim=6, bits=5, batch_size=12)
-    bag.update(np.arange(100), embeddings[:100])
-    assert stale_bits(bag, embeddings).tolist() == [0] * 100
-    moved = embeddings.clone()
-    moved[::2] = -moved[::2]
-    now = bag.hasher.encode(moved).numpy()[:100]
-    expected = [bin(int(a) ^ int(b)).count("1") for a, b in zip(now, bag.codes(np.arange(100)), strict=True)]
-    assert stale_bits(bag, moved).tolist() == expected
-    assert max(expected) > 1
-
-
 def test_bag_quality_refuses_an_empty_table():
     with pytest.raises(ValueError, match="Every bag is empty"):
         bag_quality(BagOfNegatives([0, 0, 1, 1], dim=2, bits=1, batch_size=8), torch.zeros(4, 2))
@@ -128,6 +114,12 @@ def test_zero_loss_shares_of_identities_far_apart_and_on_one_point():
     shares = zero_loss_shares(torch.nn.functional.normalize(mixed), mixed_labels, [60], anchors=200)
     assert (shares["hardest"] <= shares["batch"]).all()
     assert (shares["batch"] < shares["random"]).all()
+
+
+def test_identities_of_one_sample_are_no_anchors_of_triplets():
+    points = torch.cat([torch.eye(2).repeat_interleave(2, 0), torch.full((396, 2), 9.0)])  # two pairs, apart
+    labels = torch.cat([torch.tensor([0, 0, 1, 1]), torch.arange(2, 398)])
+    assert (zero_loss_shares(points, labels, [398]).drop(columns="identities") == 1).all(axis=None)
 
 
 def brute_force_query_gallery(distances, query_labels, gallery_labels, query_cameras, gallery_cameras, ks):

@@ -176,6 +176,18 @@ def test_a_loop_that_forgets_to_look_is_warned_once(name):
     with pytest.warns(UserWarning, match="waits for a look at the data set since 3 batches") as warned:
         assert len(list(miner)) == 20
     assert len(warned) == 1
+    assert warned[0].filename == __file__ or name == "refreshed-bag"  # the loop's line
+
+
+@pytest.mark.parametrize("name", list_miners())
+def test_epochs_repeat_and_differ(name):
+    drawn = []
+    for epoch in (1, 2, 1):
+        miner = make(name, steps=5, **({"every": 50} if name in LOOKING else {}))
+        next(iter(miner))  # what was drawn before leaves no trace
+        miner.set_epoch(epoch)
+        drawn.append(list(miner))
+    assert drawn[0] == drawn[2] != drawn[1]
 
 
 @pytest.mark.parametrize("name", LOOKING)

@@ -93,8 +93,11 @@ def test_the_saved_epoch_keeps_its_place_and_another_begins_anew(stop):
     assert train(again, again) == expected[stop:]
     again.set_epoch(3)  # not right after loading: once more from its beginning
     assert len(list(again)) == STEPS
-    with pytest.warns(UserWarning, match=r"set_epoch\(4\) begins anew, though .* in the middle of epoch 3; to go on"):
+    with pytest.warns(
+        UserWarning, match=r"set_epoch\(4\) begins anew, though .* in the middle of epoch 3; to go on"
+    ) as told:
         other.set_epoch(4)
+    assert told[0].filename == __file__
     assert len(list(other)) == STEPS
     assert train(reference, reference) == expected[stop:]  # without set_epoch
 

@@ -12,6 +12,7 @@ from scipy import stats as scipy_stats
 
 from bonlib.core.paths import write_atomically
 from bonlib.datasets.characters.glyphs import default_fonts
+from bonlib.study import experiment as experiment_module
 from bonlib.study.config import Config, make_config
 from bonlib.study.experiment import Experiment
 from bonlib.study.records import config_key, find_run, load_galleries, load_history, load_runs, provenance, save_run
@@ -100,11 +101,29 @@ def test_a_run_without_test_classes_measures_validation_and_bags(folders):
     assert 0 <= run["bags.found"] <= 1
 
 
-def test_options_of_hash_loss_and_data_reach_them(folders):
-    lr = {"hasher": "autoencoder", "hasher_options": {"lr": 0.01}}
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"miner": "magic"}, "miner is 'magic'"),
+        ({"loss": "magic"}, "loss 'magic' does not go"),
+        ({"encoder": "magic"}, "name is 'magic'"),
+        ({"batch_size": 7}, "batch_size is 7"),
+        ({"miner_options": {"bag": 1}}, "does not go with these options"),
+        ({"dataset": "toponyms", "miner": "subspaces", "miner_options": {"subspaces": 39_000}}, "data are drawn"),
+    ],
+)
+def test_what_is_wrong_with_a_setting_is_said_before_the_data_are_drawn(settings, message, monkeypatch):
+    def load(*_, **__):
+        raise ValueError("data are drawn")
+
+    monkeypatch.setattr(experiment_module, "load_dataset", load)
+    with pytest.raises(ValueError, match=message):
+        Experiment(Config(**settings))
+
+
+def test_options_of_loss_and_data_reach_them(folders):
     options = {"dataset_options": FEW, "batch_size": 24, "identities": 30, "label_noise": 0.5}
-    experiment = Experiment(Config(**options, miner_options=lr, loss="cosface", loss_options={"scale": 8}, loss_lr=0.1))
-    assert experiment.miner.hasher.lr == 0.01
+    experiment = Experiment(Config(**options, loss="cosface", loss_options={"scale": 8}, loss_lr=0.1))
     assert experiment.loss.loss.scale == 8
     assert experiment.train.num_classes == 30
     assert Experiment(Config(**options, split_identities=0.1)).train.num_classes == 33

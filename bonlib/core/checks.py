@@ -85,15 +85,13 @@ def check_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(f"device is {device!r}, which torch does not know; give 'cpu', 'cuda' or 'cuda:1'.") from None
-    if found.type not in ("cpu", "cuda", "mps") or (found.type == "cpu" and found.index):
-        raise ValueError(f"device is {str(found)!r}; allowed are 'cpu', 'cuda' (or 'cuda:1') and 'mps'.")
+    if found.type not in ("cpu", "cuda") or (found.type == "cpu" and found.index):  # mps has no float64
+        raise ValueError(f"device is {str(found)!r}; allowed are 'cpu' and 'cuda' (or 'cuda:1').")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device is {str(found)!r}, but torch sees {torch.cuda.device_count()} GPUs here; give 'cpu', or install "
             "the driver and a CUDA build of torch."
         )
-    if found.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device is 'mps', which torch cannot use here; give 'cpu'.")
     return found
 
 
@@ -229,24 +227,23 @@ def check_indices(name: str, values: ArrayLike | Tensor, end: int, *, length: in
     return array.astype(np.int64)
 
 
-def centred(embeddings: Tensor, *, scaled: bool = False) -> Tensor:
-    """Embeddings in float64 around their median: for distances that no far origin spoils.
+def centred(embeddings: Tensor) -> Tensor:
+    """Embeddings in float64 around their median, of a size near one: for distances that nothing spoils.
 
-    The median, because a few far vectors do not move it.
+    The median, because a few far vectors do not move it. They are divided by a power of two, which is exact, so that no
+    square overflows or vanishes.
 
     Args:
         embeddings: ``(n, dim)`` floating point.
-        scaled: divided by a power of two, which is exact, so that no square overflows or vanishes.
 
     Example:
         >>> centred(torch.tensor([[1e6, 0.0], [1e6 + 1, 0.0], [1e6 + 2, 0.0]])).tolist()
-        [[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
+        [[-0.5, 0.0], [0.0, 0.0], [0.5, 0.0]]
     """
     rows = embeddings.double()
-    if scaled:  # first too: the difference of huge numbers may overflow
-        rows = rows / _power_above(rows)
+    rows = rows / _power_above(rows)  # first too: the difference of huge numbers may overflow
     rows = rows - rows.median(dim=0).values
-    return rows / _power_above(rows) if scaled else rows
+    return rows / _power_above(rows)
 
 
 def _power_above(rows: Tensor) -> float:

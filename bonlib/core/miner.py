@@ -154,7 +154,7 @@ class Miner(ABC):
                 warnings.warn(
                     f"set_epoch({epoch}) begins anew, though the state that was loaded is in the middle of epoch "
                     f"{self._epoch}; to go on there, let the loop begin with that epoch: set_epoch({self._epoch}).",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
         self._rng, self._epoch, self._loaded = np.random.default_rng([self.seed, epoch]), epoch, False
         self._drawn = self._resume = 0

@@ -110,10 +110,10 @@ class BucketTable:
             the same; ``buckets_used`` share of buckets that are not empty; ``bucket_mean`` size of those;
             ``bucket_max``.
         """
-        sizes, codes = self.sizes(), np.arange(2**self.bits)
+        sizes = self.sizes()
         used = sizes[sizes > 0]
         share, filled = used / max(used.sum(), 1), max(self.filled, 1)
-        ones = [sizes[(codes >> bit) & 1 == 1].sum() / filled for bit in range(self.bits)]  # share of each bit
+        ones = [sizes.reshape(-1, 2, 1 << bit)[:, 1].sum() / filled for bit in range(self.bits)]  # share of each bit
         return {
             "bits": self.bits,
             "filled": self.filled / self.num_samples,

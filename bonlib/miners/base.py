@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.core.checks import own_state, rows_of, whole_number
+from bonlib.core.checks import own_state, whole_number
 from bonlib.core.layout import Ids, Layout
 from bonlib.core.miner import Miner
 
@@ -63,12 +63,7 @@ class Refreshing(Miner):
             ValueError: if the embeddings are of another shape or not finite; the miner is then as before.
         """
         ids = self._wanted()
-        embeddings = rows_of(embed(ids), self.dim)
-        if len(embeddings) != len(ids):
-            raise ValueError(
-                f"embed was given {len(ids)} indices and returned {len(embeddings)} rows; return them all."
-            )
-        self._look(embeddings)
+        self._look(self.checked(ids, embed(ids))[1])
         self._looks += 1
         self._left = self.every
 
@@ -104,7 +99,7 @@ class Refreshing(Miner):
             warnings.warn(
                 f"{type(self).__name__} waits for a look at the data set since {self.every} batches, and draws from an "
                 "old one or at random; before each batch: if miner.due: miner.refresh(embed).",
-                stacklevel=4,
+                stacklevel=3,
             )
         return super()._draw_batch()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bonlib.core.checks import check_indices, real_number, whole_number
 from bonlib.core.layout import Ids, Layout
+from bonlib.core.means import class_means
 from bonlib.core.miner import Miner
 
 
@@ -64,10 +65,8 @@ class ClassBased(Miner):
         """Move the signatures of the classes in the batch; arguments and errors are those of every miner."""
         ids, embeddings = self.checked(indices, embeddings)
         rows = embeddings.numpy()
-        of, inverse, count = np.unique(self.class_of[ids], return_inverse=True, return_counts=True)
-        means = np.zeros((len(of), self.dim), dtype=np.float32)
-        np.add.at(means, inverse, rows)
-        means /= count[:, None]
+        of, inverse = np.unique(self.class_of[ids], return_inverse=True)
+        means = class_means(embeddings, inverse, len(of)).numpy()
         old = np.where(np.isnan(self.signatures[of]), means, self.signatures[of])
         self.signatures[of] = self.momentum * old + (1 - self.momentum) * means
         if len(self.last):

@@ -117,7 +117,7 @@ class ExactNeighbours(Refreshing):
         self._half_norms = np.empty(rows, dtype=np.float32)
 
     def _look(self, embeddings: Tensor) -> None:
-        self._embeddings = centred(embeddings, scaled=True).float().numpy()[self._by_class]
+        self._embeddings = centred(embeddings).float().numpy()[self._by_class]
         self._half_norms = np.square(self._embeddings).sum(axis=1) / 2
 
     def _config(self) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class GraphSampling(Refreshing):
     def _look(self, embeddings: Tensor) -> None:
         import faiss
 
-        rows = np.ascontiguousarray(centred(embeddings, scaled=True).float().numpy())
+        rows = np.ascontiguousarray(centred(embeddings).float().numpy())
         index = faiss.IndexFlatL2(self.dim)
         index.add(rows)  # pyright: ignore[reportCallIssue]
         _, near = index.search(rows, self.nearest + 1)  # pyright: ignore[reportCallIssue]

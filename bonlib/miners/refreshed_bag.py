@@ -18,7 +18,8 @@ class RefreshedBag(Refreshing):
     Between two looks it is corrected like BoN's. Cost a step: that of BoN, and a forward pass over all N samples
     every ``every`` steps. Memory: that of BoN, and of the streams once more.
 
-    Source: our control. Takes the arguments of :class:`~bonlib.bag.BagOfNegatives`, ``every`` and ``warm_up``.
+    Source: our control. Takes ``every``, ``warm_up``, and of :meth:`~bonlib.bag.BagOfNegatives.as_published` ``bags``,
+    ``bits``, ``hasher`` and the layout.
     """
 
     def __init__(
@@ -35,6 +36,13 @@ class RefreshedBag(Refreshing):
     ) -> None:
         super().__init__(labels, dim, every=every, warm_up=warm_up, **layout)
         self.bag = BagOfNegatives.as_published(labels, dim, bags=bags, bits=bits, hasher=hasher, **layout)
+
+    def set_epoch(self, epoch: int) -> None:
+        """That of :meth:`~bonlib.core.miner.Miner.set_epoch`, for the bag too, which draws."""
+        before = self._rng
+        super().set_epoch(epoch)
+        if self._rng is not before:  # else a loaded state keeps its place
+            self.bag.set_epoch(epoch)
 
     def update(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:
         """That of :meth:`~bonlib.bag.BagOfNegatives.update`."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from bonlib.bag import BagOfNegatives
 from bonlib.core.checks import centred
 from bonlib.core.hashing import Hash
-from bonlib.core.kernels import UNSEEN
 from bonlib.core.means import class_means
 from bonlib.core.miner import Miner
 from bonlib.datasets.labelled import LabelledSet
@@ -54,7 +53,9 @@ def zero_loss_shares(
     for count in identities:
         here = np.flatnonzero(np.isin(labels.numpy(), rng.choice(classes, size=count, replace=False)))
         x, y = embeddings[here], labels[here]
-        anchor = torch.from_numpy(rng.integers(0, len(here), anchors))
+        _, of, sizes = np.unique(y.numpy(), return_inverse=True, return_counts=True)
+        paired = np.flatnonzero(sizes[of] > 1)  # an identity of one sample has no positive
+        anchor = torch.from_numpy(paired[rng.integers(0, len(paired), anchors)])
         distances = torch.cdist(x[anchor], x)  # (anchors, samples here)
         same = y[anchor, None] == y
         own = same.clone()
@@ -166,7 +167,7 @@ def bag_quality(
             f"embeddings has length {len(embeddings)}; give one row for each of {bag.num_samples} samples."
         )
     rng = np.random.default_rng(seed)
-    vectors = centred(embeddings.detach().cpu(), scaled=True).float().numpy()
+    vectors = centred(embeddings.detach().cpu()).float().numpy()
     sizes = {i: len(bag.negatives(i)) for i in rng.permutation(bag.num_samples)[: 2 * anchors]}
     chosen = [i for i, size in sizes.items() if size][:anchors]
     if not chosen:
@@ -196,14 +197,6 @@ def hash_everything(bag: BagOfNegatives, embeddings: Tensor, *, batch_size: int 
     for _ in range(passes):
         for indices in torch.randperm(len(embeddings), generator=generator).split(batch_size):
             bag.update(indices, embeddings[indices])
-
-
-def stale_bits(bag: BagOfNegatives, embeddings: Tensor) -> NDArray[np.int64]:
-    """In how many bits the code of each entry differs from that of its embedding, or mean, of now; of those seen."""
-    if bag.unit == "identity":
-        embeddings = class_means(embeddings, bag.class_of, len(bag.classes))
-    stored = bag.table.codes(np.arange(bag.num_entries))
-    return np.bitwise_count(bag.hasher.encode(embeddings).numpy() ^ stored)[stored != UNSEEN].astype(np.int64)
 
 
 def embed_all(encoder: nn.Module, dataset: LabelledSet) -> Tensor:
@@ -270,7 +263,7 @@ def nearest_images(embeddings: Tensor, queries: NDArray[np.int64], *, k: int = 1
         queries: positions in ``embeddings``.
         k: how many.
     """
-    rows = centred(embeddings, scaled=True)
+    rows = centred(embeddings)
     distances = torch.cdist(rows[queries], rows)  # (queries, num_samples)
     distances[torch.arange(len(queries)), torch.as_tensor(queries)] = torch.inf
     return distances.topk(min(k, distances.shape[1]), largest=False).indices.numpy()

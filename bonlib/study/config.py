@@ -39,9 +39,7 @@ class Config:
     fill_per_class: int | None = None  # samples of each identity that it looks at; None: all
     miner: str = "bag"
     bits: int | None = None  # of the code; None: by the number of samples
-    miner_options: dict[str, Any] = field(
-        default_factory=dict
-    )  # of the miner's class, such as bags; hasher_options of the hash
+    miner_options: dict[str, Any] = field(default_factory=dict)  # of the miner's class, such as bags
     form: Form = "set"
     loss: str = ""  # empty: the usual one of the form
     margin: float | None = None  # None: the usual one of the loss
@@ -93,7 +91,8 @@ class Config:
         _check_start(self.start, self.dataset)
         if self.own_split and "split_seed" in self.dataset_options:
             raise ValueError("own_split is True and dataset_options has split_seed; give one of them.")
-        if self.fill_per_class is not None and not (self.fill and hashes_identities(self)):
+        identities = self.miner == "two-stage-bag" and self.miner_options.get("unit", "identity") == "identity"
+        if self.fill_per_class is not None and not (self.fill and identities):
             text = f"fill_per_class is {self.fill_per_class}; it goes with fill True and a bag of identities"
             raise ValueError(f"{text}, such as the miner 'two-stage-bag'; leave it out.")
         if self.evaluate_every is None:
@@ -120,11 +119,6 @@ def make_config(settings: dict[str, Any]) -> Config:
 def usual_encoder(dataset: str, options: Mapping[str, Any]) -> str:
     """The encoder of the study for a data set."""
     return "ngrams" if holds_text(dataset, options) else "small"
-
-
-def hashes_identities(config: Config) -> bool:
-    """Whether the table of a run's bag holds identities."""
-    return config.miner == "two-stage-bag" and config.miner_options.get("unit", "identity") == "identity"
 
 
 def _check_start(start: Any, dataset: str) -> None:

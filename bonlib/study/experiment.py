@@ -20,18 +20,16 @@ from torch import Tensor, nn
 
 from bonlib.core.checks import check_device, known_options
 from bonlib.core.distributed import from_rank_zero
-from bonlib.core.hashes import make_hasher
 from bonlib.core.layout import Ids
 from bonlib.core.means import class_means
 from bonlib.core.miner import Miner
 from bonlib.core.paths import data_dir
 from bonlib.core.processes import rank, world_size
-from bonlib.core.table import default_bits
 from bonlib.datasets import content_key, load_dataset
 from bonlib.datasets.labelled import LabelledSet
 from bonlib.miners import make_miner
 from bonlib.study.analysis import bag_of, bag_quality
-from bonlib.study.config import Config, hashes_identities, make_config
+from bonlib.study.config import Config, make_config
 from bonlib.study.memory import keep_freed_memory
 from bonlib.study.records import config_key, provenance, save_run, sweep_dir
 from bonlib.training.checkpoint import Progress
@@ -42,7 +40,6 @@ from bonlib.training.losses import MinedLoss, has_centres, make_loss, set_centre
 from bonlib.training.metrics import measure, recall_by_gallery
 
 CHECKPOINT_EVERY = 50  # steps
-_USUAL_HASHER = {"two-stage-bag": "hyperplanes"}
 
 
 class Experiment:
@@ -206,23 +203,18 @@ def _check_parts(config: Config) -> None:
     Raises:
         ValueError: if a part is unknown, or does not take its options.
     """
-    many = 10_000  # identities: no data set of so many is too small for a setting
-    _make_miner(config, np.repeat(np.arange(many), max(config.per_class, 2)), config.batch_size)
-    _make_loss(config, many)
+    # As of more identities than the study has: where a data set has fewer than a setting asks for, its labels tell.
+    _make_miner(config, np.repeat(np.arange(100_000), max(config.per_class, 2)), config.batch_size)
+    _make_loss(config, 10_000)
     options = {name: value for name, value in config.encoder_options.items() if name != "weights"}
     with torch.device("meta"), known_options(f"encoder {config.encoder!r}"):  # which draws no weights
         make_encoder(config.encoder, dim=config.dim, in_channels=3, **options)
 
 
 def _make_miner(config: Config, labels: ArrayLike | Tensor, batch_size: int) -> Miner:
-    """The miner of a run over samples of these labels, hash included."""
+    """The miner of a run over samples of these labels."""
     options = {name: getattr(config, name) for name in ("form", "per_class", "seed")} | {"batch_size": batch_size}
     options |= config.miner_options | ({} if config.bits is None else {"bits": config.bits})
-    if own := options.pop("hasher_options", None):
-        entries = len(np.unique(labels)) if hashes_identities(config) else len(labels)
-        bits = options.pop("bits", None) or default_bits(entries)
-        kind = options.get("hasher", _USUAL_HASHER.get(config.miner, "autoencoder"))
-        options["hasher"] = make_hasher(kind, config.dim, bits, seed=config.seed, **own)
     return make_miner(config.miner, labels, config.dim, **options)
 
 

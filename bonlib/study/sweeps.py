@@ -22,7 +22,7 @@ from bonlib.datasets import content_key, load_dataset
 from bonlib.datasets.splits import SPLITS
 from bonlib.study.config import Config, make_config
 from bonlib.study.experiment import checkpoint_path
-from bonlib.study.records import find_run, run_path, save_run, sweep_dir
+from bonlib.study.records import find_run, load_runs, run_path, save_run, sweep_dir
 from bonlib.study.statistics import mean_interval
 
 TRAINING_NOTEBOOK = "04_training"
@@ -253,8 +253,6 @@ def _sweep_file(sweep: str) -> Path:
 
 def results_lines(sweep: str) -> Iterator[str]:
     """R@1 on the test classes by method, one a line."""
-    from bonlib.study.records import load_runs
-
     runs = load_runs(sweep)
     if "metrics.recall@1" not in runs:
         return
@@ -281,7 +279,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         parser.error(f"--jobs is {options.jobs}; give at least 1.")
-        return 0
     # Of another data set only the first sweep is shown on a page.
     sweeps = options.sweep or list(PRESETS[options.preset][: 1 if options.dataset else None])
     threads = max((os.cpu_count() or 1) // options.jobs, 1)
@@ -341,7 +338,3 @@ def main(arguments: list[str] | None = None) -> int:
     if failed:
         print(f"Failed: {', '.join(failed)}", file=sys.stderr)
     return bool(failed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -56,7 +56,7 @@ class Points(NamedTuple):
     @classmethod
     def of(cls, embeddings: Tensor) -> "Points":
         """Around the median, which a few far vectors do not move."""
-        rows = centred(embeddings, scaled=True)
+        rows = centred(embeddings)
         return cls(rows, rows.square().sum(dim=1))
 
     def split(self, at: int) -> tuple["Points", "Points"]:
