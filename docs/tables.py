@@ -586,16 +586,10 @@ def nearer() -> str:
 
 def filled(text: str) -> str:
     """A page with what stands between its markers, ``<!-- name -->`` and ``<!-- end -->``, made anew."""
-    made = {
-        name: f"\n{make()}\n" for name, make in {"scratch": scratch, "stages": stages, "small": small_batches}.items()
-    }
-    made |= {
-        "batch": one_batch(),
-        "sooner": soonest(),
-        "larger": larger(),
-        "classifier": classifier(),
-        "nearer": nearer(),
-    }
+    tables = {"scratch": scratch(), "stages": stages(), "small": small_batches()}
+    made = {name: f"\n{table}\n" for name, table in tables.items()}
+    made |= {"batch": one_batch(), "sooner": soonest(), "larger": larger()}
+    made |= {"classifier": classifier(), "nearer": nearer()}
     for name, content in made.items():
         text = re.sub(
             rf"(<!-- {name} -->).*?(<!-- end -->)", lambda m, c=content: m[1] + c + m[2], text, flags=re.DOTALL

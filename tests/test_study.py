@@ -26,9 +26,8 @@ def test_sweeps_differ_within_a_seed_in_the_method_alone(file):
         methods = [c for c in configs if (c.dataset, c.identities, c.steps) == row]
         assert len({c.batch_size for c in methods}) == 1
         assert len({c.seed for c in methods}) * 2 <= len(methods)  # something to compare with
-    assert len({c.dataset for c in configs}) == {"large": 2, "warm": 3, "dial": 3, "batches": 3, "classes": 2}.get(
-        file.stem, 1
-    )
+    several = {"large": 2, "warm": 3, "dial": 3, "batches": 3, "classes": 2}
+    assert len({c.dataset for c in configs}) == several.get(file.stem, 1)
 
 
 @pytest.mark.parametrize(

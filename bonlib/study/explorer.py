@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -22,7 +23,6 @@ from bonlib.study.figures.style import INK, MINER_COLOURS, MUTED, use_style
 from bonlib.study.sheet import data_uri, picture, png
 
 if TYPE_CHECKING:
-    import pandas as pd
     from ipywidgets import VBox
 
 use_style()
@@ -156,14 +156,10 @@ def telling_anchor(story: Story, *, of: int = 100, seed: int = 0) -> int:
     """
     codes, labels = story.moments[-1].codes, story.dataset.labels.numpy()
     rng = np.random.default_rng(seed)
-    crowded: list[int] = []
-    for anchor in rng.permutation(np.flatnonzero(codes != UNSEEN))[: 5 * of].tolist():
-        members = np.flatnonzero((codes == codes[anchor]) & (labels != labels[anchor]))
-        if len(members) >= 8 and len(np.unique(labels[members])) >= 3:
-            crowded.append(anchor)
-    views = [look(story, anchor) for anchor in crowded[:of]]
-    held = [len(np.intersect1d(view.bag, view.nearest)) for view in views]
-    return views[int(np.argmax(held))].anchor if views else int(rng.integers(0, len(labels)))
+    views = (look(story, anchor) for anchor in rng.permutation(np.flatnonzero(codes != UNSEEN))[: 5 * of].tolist())
+    crowded = list(islice((v for v in views if len(v.bag) >= 8 and len(np.unique(labels[v.bag])) >= 3), of))
+    held = [len(np.intersect1d(view.bag, view.nearest)) for view in crowded]
+    return crowded[int(np.argmax(held))].anchor if crowded else int(rng.integers(0, len(labels)))
 
 
 def draw_view(story: Story, view: View, *, columns: int = 12) -> Figure:
