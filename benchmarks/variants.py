@@ -1,7 +1,7 @@
 """What else the second stage could be: other memories of an identity, a share of bags that grows, a hash with a memory.
 
-Two stages on parts in 3D from a trained encoder, as in notebooks/sweeps/warm.yaml, three seeds, each with its own split:
-``python benchmarks/variants.py``, some half an hour on one core. It goes on where it was stopped. The record is
+Two stages on parts in 3D from a trained encoder, as in notebooks/sweeps/warm.yaml, three seeds, each with its own
+split. ``python benchmarks/variants.py``, some half an hour on one core. It goes on where it was stopped. The record is
 data/results/bench/variants.json.
 """
 

@@ -366,7 +366,7 @@ class BagOfNegatives(HashedMiner):
     def draw_seeds(self, num_classes: int) -> Ids:
         """One sample each of ``num_classes`` classes, from what is near ``bags`` anchors."""
         count = whole_number("num_classes", num_classes, 1, len(self.classes))
-        shares, chance = (count, round((1 - self.random_share) * count)), (self._streams, self._rng)
+        shares = count, round((1 - self.random_share) * count)
         # Of identities, not samples: else those with many samples are in most batches, and some in none.
         draw = self.random_seeds if self.unit == "identity" else self.draw_anchors
         anchors, sketches = draw(self.bags), self._means.sketches
@@ -374,12 +374,12 @@ class BagOfNegatives(HashedMiner):
         self._tally[RANDOM] += shares[0] - shares[1]
         if self.pool:
             return draw_window_seeds(
-                anchors, shares, self._dial, self.table.buckets, self._classes, sketches, chance, self._tally
-            )
-        sketches.stamp[0] += 1
+                anchors, shares, self._dial, self.table.buckets, self._classes, sketches,
+                self._streams, self._rng, self._tally,
+            )  # fmt: skip
         return draw_seeds(
-            anchors, shares, int(sketches.stamp[0]), sketches.mark, self._dial.bits, self.table.buckets,
-            self._classes, chance, self._tally,
+            anchors, shares, self._dial.bits, self.table.buckets, self._classes, sketches,
+            self._streams, self._rng, self._tally,
         )  # fmt: skip
 
     def draw_negatives(self, anchors: ArrayLike) -> Ids:

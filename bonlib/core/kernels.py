@@ -262,22 +262,23 @@ def _take(bucket, seeds, found, wanted, stamp, mark, class_of, buckets, rng):  #
 
 
 @compiled
-def draw_seeds(anchors, shares, stamp, mark, bits, buckets, classes, chance, tally):  # pragma: no cover
+def draw_seeds(anchors, shares, bits, buckets, classes, sketches, streams, rng, tally):  # pragma: no cover
     """One sample each of different classes, some from the buckets of the anchors and near, the others at random.
 
     Args:
         anchors: ``(n,)`` samples whose buckets are used.
         shares: classes in all, and how many of them come from buckets.
-        stamp: a number that no class was marked with.
-        mark: ``(num_classes,)`` the last stamp of each class.
         bits: how many of the code's bits are flipped in search of others, 0 or all.
         buckets: of the table.
         classes: of the data set.
-        chance: streams and generator.
+        sketches: whose marks say which classes are taken.
+        streams: of anchors and of classes.
+        rng: the bag's generator; in a tuple of arguments it would cost more than all else here.
         tally: ``(5,)`` counts where the classes are from.
     """
     num_classes, from_bags = shares
-    streams, rng = chance
+    sketches.stamp[0] += 1
+    mark, stamp = sketches.mark, sketches.stamp[0]
     seeds, flips = np.empty(num_classes, dtype=np.int64), np.empty(bits, dtype=np.int64)
     found = 0
     for g in range(len(anchors)):

@@ -127,7 +127,7 @@ def ordered(c, candidates, found, sketches):  # pragma: no cover
             step = np.int32(rows[c, d]) - np.int32(rows[candidates[i], d])
             total += step * step
         apart[i] = np.int64(total) * len(candidates) + i  # no two are equal
-    return np.argsort(apart)
+    return np.sort(apart) % len(candidates)
 
 
 @compiled
@@ -143,7 +143,7 @@ def _slid(dial, found):  # pragma: no cover
 
 
 @compiled
-def draw_window_seeds(anchors, shares, dial, buckets, classes, sketches, chance, tally):  # pragma: no cover
+def draw_window_seeds(anchors, shares, dial, buckets, classes, sketches, streams, rng, tally):  # pragma: no cover
     """One sample each of different classes, some from windows around the anchors, the others at random.
 
     Args:
@@ -153,11 +153,11 @@ def draw_window_seeds(anchors, shares, dial, buckets, classes, sketches, chance,
         buckets: of the table.
         classes: of the data set.
         sketches: of the identities.
-        chance: streams and generator.
+        streams: of anchors and of classes.
+        rng: the bag's generator.
         tally: ``(5,)`` counts where the classes are from.
     """
     num_classes, from_windows = shares
-    streams, rng = chance
     seeds, taken = np.empty(num_classes, dtype=np.int64), np.empty(num_classes, dtype=np.int64)
     candidates, ends = np.empty(dial.pool, dtype=np.int64), np.empty(2, dtype=np.int64)
     found = 0
