@@ -1,15 +1,17 @@
 """README and docs: what they show runs, what they say is what the records say, and they stay short."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from bonlib import BagOfNegatives
+from bonlib import BagOfNegatives, cli
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
@@ -83,6 +85,23 @@ def test_what_the_page_of_loops_says_of_new_identities_wrong_labels_and_very_man
     assert len(blocks("loop.md")) == 3
     for code in blocks("loop.md"):
         exec(code, {})
+
+
+@pytest.mark.filterwarnings("ignore:.*identities:UserWarning")  # the example has few
+def test_the_commands_of_the_pages_run_on_photos_and_on_names(example, folders, monkeypatch):
+    monkeypatch.chdir(folders)
+    (folders / "photos").symlink_to(example)
+    letters = [chr(ord("a") + i) for i in range(20)]
+    rows = [(f"{first}{second} {end}", first + second) for first in letters for second in letters[:4] for end in "xyz"]
+    pd.DataFrame(rows, columns=["name", "identity"]).to_csv("names.csv", index=False)
+    pages = README + (ROOT / "docs" / "choose.md").read_text()
+    commands = re.findall(r"^(bonlib [^#\n]+)|`(bonlib [^`\n]+ [^`\n]+)`", pages, re.MULTILINE)
+    commands = [shlex.split(re.sub(r"--steps \d+", "--steps 2", inside or block)) for block, inside in commands]
+    assert len(commands) >= 9
+    for dataset in ("folder", "table"):  # each page makes first.pt of both, after its first use in a table
+        for command in sorted(commands, key=lambda command: "first.pt" not in command[-1:]):
+            if dataset in command:
+                assert cli.main(command[1:]) == 0, command
 
 
 def test_links_of_readme_and_docs_lead_somewhere():

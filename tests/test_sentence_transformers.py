@@ -1,8 +1,12 @@
 """BoN inside the trainer of sentence-transformers: rows, labels, losses in pieces, resuming."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 
 pytest.importorskip("sentence_transformers")
 from datasets import Dataset, DatasetDict
@@ -19,6 +23,10 @@ ROWS, BATCH = 200, 16
 
 @pytest.fixture
 def model():
+    return new_model()
+
+
+def new_model():
     torch.manual_seed(0)
     alphabet = {character: i for i, character in enumerate("?0123456789ab ")}
     tokenizer = Tokenizer(models.WordLevel(alphabet, unk_token="?"))
@@ -135,6 +143,36 @@ def test_a_run_that_was_stopped_goes_on_with_the_batches_of_one_that_was_not(mod
     assert rest == whole[7:]
     assert torch.equal(state["table"]["members"], resumed["table"]["members"])
     assert state["updates"] == resumed["updates"] == 18
+
+
+def shared_worker(rank, folder):
+    """One of two processes: a run to its end, and one that is stopped and goes on."""
+    torch.set_num_threads(1)
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29536}
+    os.environ |= {name: str(value) for name, value in own.items()}
+
+    def run(name, **options):
+        model = new_model()
+        mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
+        told = watched(mined)
+        train(model, mined, folder / name, **options)
+        return [rows for rows, _ in told], mined.bag.state_dict()["table"]["members"].tolist()
+
+    whole = run("whole", steps=9)
+    run("parts", steps=4, save=4)
+    (folder / f"{rank}.json").write_text(json.dumps([whole, run("parts", steps=9, resume=True)]))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_that_were_stopped_go_on_to_the_bag_of_those_that_were_not(tmp_path):
+    mp.start_processes(shared_worker, (tmp_path,), nprocs=2, start_method="spawn")
+    tables = []
+    for rank in range(2):
+        (batches, table), (rest, resumed) = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert (len(batches), len(rest)) == (9, 5)
+        assert (rest, resumed) == (batches[4:], table)
+        tables.append(table)
+    assert tables[0] == tables[1]
 
 
 def test_a_checkpoint_without_its_bag_is_refused(model, tmp_path):
