@@ -2,9 +2,8 @@
 
 ``python benchmarks/captions.py``, some half an hour on one core. It goes on where it was stopped; the record is
 data/results/bench/captions.json. Parts of LDraw and their titles, two towers, both from scratch, InfoNCE in both
-directions, batches of one view each of 64 parts. Batches are random, from a bag, or half-way from a bag that begins
-then. MRR@10 of finding the title of an image among those of all validation parts, and the image of a title. Three
-seeds, each with its own split.
+directions, batches of one view each of 64 parts, random or from a bag. MRR@10 of finding the title of an image among
+those of all validation parts, and the image of a title. Three seeds, each with its own split.
 """
 
 import time
@@ -25,7 +24,7 @@ from bonlib.training.encoders import make_encoder
 from bonlib.training.optimizers import make_optimizer
 
 STEPS, BATCH, DIM, SCALE = 2400, 64, 64, 20.0
-METHODS = ("random batches", "bag", "random, then bag")
+METHODS = ("random batches", "bag")
 
 
 def titles_of(images: ImageSet, titles: dict[str, str]) -> TextSet:
@@ -68,9 +67,6 @@ def run(method: str, seed: int, titles: dict[str, str]) -> list[dict[str, Any]]:
     batches = iter(miner)
     for step in range(1, STEPS + 1):
         began = time.perf_counter()
-        if method == "random, then bag" and step == STEPS // 2 + 1:
-            miner = make_miner("two-stage-bag", images.labels, DIM, **layout)
-            batches = iter(miner)
         ids = next(batches)
         pixels, labels = images.batch(ids)
         strings, _ = texts.batch(labels)

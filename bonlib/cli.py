@@ -25,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
             from bonlib.study import sweeps
 
             return sweeps.main(given[1:])
+        from bonlib.study.memory import keep_freed_memory
+
+        keep_freed_memory()
         options.run(options)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)

@@ -27,6 +27,7 @@ from bonlib.study.statistics import (
 ROOT = Path(__file__).parent.parent
 STEERED = "two stages, steered"
 NAMES = {"glyphs": "glyphs", "hangul": "Hangul", "parts": "parts in 3D", "toponyms": "names of places"}
+_RENAMED = {"two stages": "two stages (default)", "two stages, learned hash": "learned hash"}  # beside their parts
 
 
 def markdown(header: str, rows: list[list[str]]) -> str:
@@ -278,18 +279,21 @@ def nearness() -> str:
 
 
 def second_stage() -> str:
-    """What the parts of the second stage are worth: each changes one thing of the default."""
-    warm = _warm()["hangul"]
-    runs = pd.concat([finished("ablation_stages"), warm[warm["method"].isin(["random", "first stage", "two stages"])]])
-    runs = of_shared_seeds(runs.assign(method=runs["method"].replace("two stages", "two stages (default)")))
-    history, costs = pd.concat([load_history("ablation_stages"), load_history("warm")]), cost_table(runs)
-    last = history[history["key"].isin(runs["key"])].sort_values("step").groupby("key")["active"].last()
-    active = runs["key"].map(last).groupby(runs["method"]).mean()
-    more = {
-        "active tuples": active.map("{:.2f}".format),
-        "draw and hash, ms a step": (costs["draw"] + costs["hash"]).map("{:.1f}".format),
-    }
-    return ranked(runs, "two stages (default)", more)
+    """What the parts of the second stage are worth, a table a data set: each changes one thing of the default."""
+    tables, changed = [], finished("ablation_stages")
+    history = pd.concat([load_history("ablation_stages"), load_history("warm")])
+    last = history.sort_values("step").groupby("key")["active"].last()
+    for name, group in changed.groupby("dataset", sort=False):
+        warm = _warm()[str(name)]
+        runs = pd.concat([group, warm[warm["method"].isin(["random", "first stage", *_RENAMED])]])
+        runs = of_shared_seeds(runs.assign(method=runs["method"].replace(_RENAMED)))
+        costs = cost_table(runs)
+        more = {
+            "active tuples": runs["key"].map(last).groupby(runs["method"]).mean().map("{:.2f}".format),
+            "draw and hash, ms a step": (costs["draw"] + costs["hash"]).map("{:.1f}".format),
+        }
+        tables.append(f"{NAMES[str(name)]}:\n\n{ranked(runs, 'two stages (default)', more)}")
+    return "\n\n".join(tables)
 
 
 def _steps_to(row: pd.Series) -> str:

@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer: python examples/transformers_loop.py [steps], images of characters."""
+"""Hugging Face's Trainer: python examples/transformers_loop.py [steps [checkpoint]], images of characters."""
 
 import sys
 
@@ -11,8 +11,11 @@ from bonlib.training.encoders import make_encoder
 from bonlib.training.losses import make_loss
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+checkpoint = sys.argv[2] if len(sys.argv) > 2 else None  # a folder that an earlier run has saved
 images = load_dataset("glyphs", "train")
 bag = BagOfNegatives(images.labels, dim=64, batch_size=128, steps=steps)  # BoN
+if checkpoint:
+    bag.load_state_dict(torch.load(f"{checkpoint}/bag.pt", weights_only=True))  # BoN
 
 
 class Rows(Dataset):
@@ -41,7 +44,7 @@ class BagTrainer(Trainer):
 
 
 class Keep(TrainerCallback):
-    """The bag's state beside each checkpoint; load it before resuming, with ``ignore_data_skip=True``."""
+    """The bag's state beside each checkpoint: the bag knows its place, so the trainer must not skip batches."""
 
     def on_save(self, args, state, control, **kwargs) -> None:
         torch.save(bag.state_dict(), f"{args.output_dir}/checkpoint-{state.global_step}/bag.pt")
@@ -51,7 +54,8 @@ encoder = make_encoder(dim=64).to(memory_format=torch.contiguous_format)  # the 
 batch_hard = make_loss("batch-hard", margin=0.3)
 arguments = TrainingArguments(
     "build/transformers", max_steps=steps, learning_rate=1e-3, lr_scheduler_type="constant", use_cpu=True,
-    remove_unused_columns=False, save_steps=steps, report_to="none", disable_tqdm=True, logging_strategy="no",
+    remove_unused_columns=False, save_steps=steps, ignore_data_skip=True, report_to="none", disable_tqdm=True,
+    logging_strategy="no",
 )  # fmt: skip
-BagTrainer(encoder, arguments, train_dataset=Rows(), callbacks=[Keep()]).train()
+BagTrainer(encoder, arguments, train_dataset=Rows(), callbacks=[Keep()]).train(checkpoint)
 print({name: round(value, 3) for name, value in bag.stats().items()})

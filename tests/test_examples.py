@@ -14,8 +14,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 STEPS = 12
 
 
-def run(name: str, *launcher: str) -> str:
-    command = [*(launcher or (sys.executable,)), str(EXAMPLES / f"{name}.py"), str(STEPS)]
+def run(name: str, *launcher: str, arguments: tuple[str, ...] = (str(STEPS),)) -> str:
+    command = [*(launcher or (sys.executable,)), str(EXAMPLES / f"{name}.py"), *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -64,6 +64,10 @@ def test_the_trainer_of_transformers_tells_the_bag_each_batch_and_keeps_its_stat
     assert result["filled"] > 0.1
     saved = torch.load(file, weights_only=True)
     assert (saved["updates"], saved["batches"]) == (STEPS, STEPS)
+    more = stats(run("transformers_loop", arguments=(str(2 * STEPS), str(file.parent))))
+    again = torch.load(file.parent.parent / f"checkpoint-{2 * STEPS}" / "bag.pt", weights_only=True)
+    assert (again["updates"], again["batches"]) == (2 * STEPS, 2 * STEPS)
+    assert more["filled"] > result["filled"]
 
 
 def test_a_batch_of_images_and_captions_holds_one_caption_of_an_image():

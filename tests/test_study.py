@@ -26,7 +26,7 @@ def test_sweeps_differ_within_a_seed_in_the_method_alone(file):
         methods = [c for c in configs if (c.dataset, c.identities, c.steps) == row]
         assert len({c.batch_size for c in methods}) == 1
         assert len({c.seed for c in methods}) * 2 <= len(methods)  # something to compare with
-    several = {"large": 2, "warm": 3, "dial": 3, "batches": 3, "classes": 2}
+    several = {"large": 2, "warm": 3, "dial": 3, "batches": 3, "classes": 2, "ablation_stages": 2}
     assert len({c.dataset for c in configs}) == several.get(file.stem, 1)
 
 
@@ -139,6 +139,7 @@ def test_data_that_are_not_there_end_the_study_before_it_begins(folders, capsys)
     assert not list(folders.glob("results/*/*.json"))
 
 
+@pytest.mark.filterwarnings("ignore:There are no records")
 def test_another_data_set_runs_only_the_sweep_that_a_page_reads(folders, monkeypatch):
     planned = []
     monkeypatch.setattr(sweeps, "run_tasks", lambda configs, sweep, **_: planned.append(sweep) or [])

@@ -36,9 +36,14 @@ def data_dir() -> Path:
 
 
 def results_dir() -> Path:
-    """``$BONLIB_RESULTS``, else ``results/`` in the data directory: one folder a sweep, one file a run."""
-    chosen = os.environ.get("BONLIB_RESULTS")
-    return Path(chosen).expanduser().resolve() if chosen else data_dir() / "results"
+    """``$BONLIB_RESULTS``, else ``data/results`` of the checkout, else ``results/`` in the data directory.
+
+    One folder a sweep, one file a run. Records are committed with the checkout, so its own are read wherever data lie.
+    """
+    if chosen := os.environ.get("BONLIB_RESULTS"):
+        return Path(chosen).expanduser().resolve()
+    root = project_dir()
+    return (root / "data" if root else data_dir()) / "results"
 
 
 def figures_dir() -> Path:

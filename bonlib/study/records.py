@@ -228,7 +228,10 @@ def _method(config: Mapping[str, Any]) -> str:
 def _records(sweep: str, dataset: str | None = None) -> list[dict[str, Any]]:
     records = [_read(path) for path in sorted(sweep_dir(sweep).glob("[!.]*.json"))]
     chosen = [record for record in records if dataset in (None, record["config"].get("dataset"))]
-    if records and not chosen:
+    if not records:
+        made = f"python -m bonlib.study --sweep {sweep} makes those of a sweep of the study"
+        warnings.warn(f"There are no records in {sweep_dir(sweep)}; {made}.", stacklevel=3)
+    elif not chosen:
         known = sorted({str(record["config"].get("dataset")) for record in records})
         raise ValueError(f"dataset is {dataset!r}; the sweep {sweep!r} has runs on {', '.join(known)}.")
     return chosen

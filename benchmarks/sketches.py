@@ -1,8 +1,8 @@
-"""What else the second stage could be: other memories of an identity, a share of bags that grows, a hash with a memory.
+"""What to remember of an identity, to put a pool in order: its mean in eight bits a dimension, or in more, or a code.
 
 Two stages on parts in 3D from a trained encoder, as in notebooks/sweeps/warm.yaml, three seeds, each with its own
-split. ``python benchmarks/variants.py``, some half an hour on one core. It goes on where it was stopped. The record is
-data/results/bench/variants.json.
+split. ``python benchmarks/sketches.py``, some half an hour on one core. It goes on where it was stopped. The record is
+data/results/bench/sketches.json.
 """
 
 from pathlib import Path
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from bonlib import BagOfNegatives
-from bonlib.core.hashes import OnlineAutoencoder
 from bonlib.core.means import class_means
 from bonlib.core.paths import results_dir
 from bonlib.study.experiment import Experiment
@@ -22,7 +21,6 @@ from bonlib.study.records import load_bench, write_bench
 from bonlib.study.sweeps import read_sweep
 
 SWEEP = Path(__file__).parents[1] / "notebooks" / "sweeps" / "warm.yaml"
-REMEMBERED = 4096  # embeddings of the last batches
 
 
 class OtherOrder(BagOfNegatives):
@@ -77,67 +75,35 @@ class ByMoreBits(OtherOrder):
         self.rows[classes] = levels.numpy().astype(np.int16)
 
 
-class GrowingShare(BagOfNegatives):
-    """A bag whose sets begin at random and end without chance, linearly along the training."""
-
-    def draw_seeds(self, num_classes: int) -> np.ndarray:
-        """As of the bag, with the share of this batch."""
-        self.random_share = max(1 - self._batches / self.steps, 0.0)
-        return super().draw_seeds(num_classes)
-
-
-class RememberingHash(OnlineAutoencoder):
-    """An autoencoder that learns from each batch and from as many rows of the last ones: a set is of look-alikes."""
-
-    def learn(self, rows: Tensor) -> Tensor:
-        """One step on both."""
-        past = getattr(self, "past", rows)
-        picked = torch.randint(len(past), (len(rows),), generator=self.generator)
-        self.past = torch.cat([rows, past])[:REMEMBERED]
-        return super().learn(torch.cat([rows, past[picked]]))
-
-
-def bag_of(variant: str, labels: Tensor, **options: Any) -> BagOfNegatives:
-    """The bag of a variant."""
-    if variant == "learned hash with a memory":
-        like = BagOfNegatives(labels, **options)
-        return BagOfNegatives(labels, hasher=RememberingHash(like.dim, like.bits, seed=options["seed"]), **options)
-    return {
-        "mean in 8 bits (default)": BagOfNegatives,
-        "code of 64 bits": ByBits,
-        "mean in 12 bits": ByMoreBits,
-        "share of bags grows": GrowingShare,
-    }[variant](labels, **options)
-
-
-VARIANTS = (
-    "mean in 8 bits (default)", "code of 64 bits", "mean in 12 bits", "share of bags grows",
-    "learned hash with a memory",
-)  # fmt: skip
+SKETCHES: dict[str, type[BagOfNegatives]] = {
+    "mean in 8 bits (default)": BagOfNegatives,
+    "code of 64 bits": ByBits,
+    "mean in 12 bits": ByMoreBits,
+}
 
 
 def main() -> None:
     """Measure what is not measured yet, and write the record after each run."""
     torch.set_num_threads(1)
-    rows = load_bench("variants").to_dict("records") if (results_dir() / "bench" / "variants.json").exists() else []
-    done = {(row["seed"], row["variant"]) for row in rows}
+    rows = load_bench("sketches").to_dict("records") if (results_dir() / "bench" / "sketches.json").exists() else []
+    done = {(row["seed"], row["sketch"]) for row in rows}
     configs = [c for c in read_sweep(SWEEP) if (c.dataset, c.name, c.loss) == ("parts", "two stages", "batch-hard")]
     for config in sorted(configs, key=lambda config: config.seed)[:3]:
-        for variant in VARIANTS:
-            if (config.seed, variant) in done:
+        for sketch, make in SKETCHES.items():
+            if (config.seed, sketch) in done:
                 continue
             run = Experiment(config)
             sizes = {"dim": config.dim, "batch_size": config.batch_size, "seed": config.seed}
-            run.miner = bag_of(variant, run.train.labels, steps=config.steps, **sizes)
+            run.miner = make(run.train.labels, **sizes)
             for _ in run:
                 pass
             last, spent = run.history[-1], run.seconds
             milliseconds = 1000 * (spent["draw"] + spent["hash"]) / config.steps
             rows.append({
-                "seed": config.seed, "variant": variant, "recall@1": last["recall@1"], "map@r": last["map@r"],
+                "seed": config.seed, "sketch": sketch, "recall@1": last["recall@1"], "map@r": last["map@r"],
                 "active": last["active"], "milliseconds": milliseconds,
             })  # fmt: skip
-            print(write_bench("variants", pd.DataFrame(rows)), rows[-1], flush=True)
+            print(write_bench("sketches", pd.DataFrame(rows)), rows[-1], flush=True)
 
 
 if __name__ == "__main__":
