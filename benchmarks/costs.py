@@ -71,7 +71,8 @@ def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300
     Returns:
         A row for each size, method and form: ``milliseconds`` of draw and correction together again and again, ``cold``
         the same with empty caches, as in a training where a step of the encoder lies between; ``bytes_per_sample`` of
-        all that the bag holds, ``build_seconds`` of making it, ``fill_seconds`` of putting all entries in the table.
+        all that the bag holds, ``build_seconds`` of making it, ``fill_seconds`` of putting all entries in the table,
+        ``extend_seconds`` of appending a thousand samples of new identities, up to ten million.
     """
     rows, rng = [], np.random.default_rng(0)
     for make in METHODS.values():  # compiles
@@ -82,6 +83,10 @@ def batch_costs(sizes: Iterable[int], *, per_class: int = 10, repeats: int = 300
         costs = {"bytes_per_sample": bag.nbytes / count} | seconds
         actions = {form: partial(_draw_and_correct, bag, form, *_told(bag, rng)) for form in FORMS}
         warm, cold = milliseconds(actions, repeats), milliseconds(actions, max(repeats // 10, 10), cold=True)
+        if count <= 10**7:  # for it holds the bag twice
+            began = time.perf_counter()
+            bag.extend((count + np.arange(1000)) // per_class)
+            costs["extend_seconds"] = time.perf_counter() - began
         for form in actions:
             shape = {"samples": count, "identities": count // per_class, "method": method, "form": form}
             rows.append(shape | {"bits": bag.bits, "milliseconds": warm[form], "cold": cold[form]} | costs)

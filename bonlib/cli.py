@@ -194,7 +194,10 @@ def _train(options: argparse.Namespace) -> None:
     made |= {name: value for name, value in config.encoder_options.items() if name != "weights"}
     images = {name: value for name, value in config.dataset_options.items() if name not in ("root", "check_counts")}
     images |= {"split_seed": config.seed} if config.own_split else {}  # else it would be measured on what it learned
-    save_encoder(options.output, experiment.encoder, images=images, learned=experiment.train.class_names, **made)
+    save_encoder(
+        options.output, experiment.encoder,
+        images=images, learned=experiment.train.class_names, begun=experiment.begun, **made,
+    )  # fmt: skip
     print(f"weights: {options.output}")
     try:
         record = experiment.save(options.sweep)

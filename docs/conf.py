@@ -53,6 +53,7 @@ myst_substitutions = {
             "law",
             "nearness",
             "second_stage",
+            "sketches",
             "harm",
             "lists",
             "loops",

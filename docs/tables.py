@@ -296,6 +296,17 @@ def second_stage() -> str:
     return "\n\n".join(tables)
 
 
+def sketches() -> str:
+    """What is remembered of an identity, to put a pool in order."""
+    runs = load_bench("sketches").rename(columns={"sketch": "method"})
+    means, table = runs.groupby("method", sort=False).mean(), against(runs, "recall@1", "mean in 8 bits (default)")
+    rows = [
+        [str(name), f"{of['recall@1']:.3f}", f"{of['map@r']:.3f}", f"{of['active']:.2f}", lead_of(table, str(name))]
+        for name, of in means.sort_values("recall@1", ascending=False).iterrows()
+    ]
+    return markdown("remembered | R@1 | MAP@R | active tuples | the default leads by, points", rows)
+
+
 def _steps_to(row: pd.Series) -> str:
     """Median steps to a target, and how many runs reach it where not all do."""
     step = "not" if math.isinf(row["step"]) else f"{row['step']:,.0f}"
@@ -393,6 +404,10 @@ def loops() -> str:
         ["pairs of names, MRR@10", name, f"{row['mrr@10']:.3f}", f"{row['seconds']:.0f}"]
         for name, row in pairs.iterrows()
     ]
+    ends = load_bench("captions").groupby(["method", "seed"], sort=False).last().groupby("method", sort=False)
+    for name, row in ends[["title of an image", "image of a title", "seconds"]].mean().iterrows():
+        both = f"{row['title of an image']:.3f} and {row['image of a title']:.3f}"
+        rows.append(["titles of unseen parts by an image, and back, MRR@10", name, both, f"{row['seconds']:.0f}"])
     last = load_bench("arriving").groupby(["method", "seed"], sort=False).last()
     for name, row in last.groupby("method", sort=False)[["recall@1", "seconds"]].mean().iterrows():
         rows.append(["half of the places arrive, R@1", name, f"{row['recall@1']:.3f}", f"{row['seconds']:.0f}"])
@@ -445,7 +460,10 @@ def costs() -> str:
         row = slowest.loc[(largest, method)]
         made = f"made in {row['build_seconds']:.0f} s, filled in {row['fill_seconds']:.0f} s"
         rows.append([f"all that a bag holds, {method}", f"{row['bytes_per_sample']:.1f} bytes a sample; {made}"])
+    extended = slowest.xs("two stages", level="method")["extend_seconds"].dropna()
     rows += [
+        ["`extend` by a thousand samples, two stages",
+         ", ".join(f"{seconds:.2f} s at {count:,} samples" for count, seconds in extended.iloc[-2:].items())],
         ["`MPerClassSampler` of pytorch-metric-learning at 10⁶ identities",
          f"{ratio['MPerClassSampler', 10**6]:.0f} times the time of BoN for a batch"],
         [f"exact search for the negatives of a batch (faiss, flat) in {4 * searched:,} samples",

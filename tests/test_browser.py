@@ -92,12 +92,16 @@ def lab(tmp_path_factory):
         log.close()
 
 
-def start_all(page, address: str, notebook: str) -> None:
-    """Open a notebook and run all its cells."""
+def start_all(page, address: str, notebook: str, *, restart: bool = False) -> None:
+    """Open a notebook and run all its cells, perhaps in a kernel that is started anew."""
     page.goto(f"{address}/lab/tree/{notebook}?reset")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90_000)
     page.locator(".jp-StatusBar-Widget", has_text=re.compile(r"\| Idle")).wait_for(timeout=90_000)
     page.wait_for_timeout(2000)
+    if restart:
+        page.get_by_role("menuitem", name="Kernel", exact=True).click()
+        page.get_by_role("menuitem", name=re.compile("^Restart Kernel and Run All")).click()
+        return page.locator(".jp-Dialog button.jp-mod-accept").click()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name=re.compile(r"^Run All Cells")).click()
     dialog = page.locator("dialog", has_text="Select Kernel")
@@ -105,9 +109,10 @@ def start_all(page, address: str, notebook: str) -> None:
         dialog.get_by_role("button", name="Select Kernel").click()
 
 
-def run_all(page, address: str, notebook: str, minutes: float) -> None:
+def run_all(page, address: str, notebook: str, minutes: float, *, restart: bool = False) -> None:
     """Open a notebook, run all its cells, and wait until each has its number."""
-    start_all(page, address, notebook)
+    start_all(page, address, notebook, restart=restart)
+    page.wait_for_timeout(2000)
     prompts = page.locator(".jp-CodeCell .jp-InputArea-prompt")
     deadline = time.monotonic() + 60 * minutes
     while time.monotonic() < deadline:
@@ -213,6 +218,17 @@ def test_the_explorers_slider_search_and_pictures_work_in_jupyterlab(browser, la
     page.screenshot(path=SHOTS / "03_dial.png")
     assert pictures_and_errors(page)[1] == 0
     page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["02_hashing", "09_your_own_data"])
+def test_a_notebook_runs_after_a_restart_of_its_kernel(browser, lab, name):
+    page = browser.new_page(viewport={"width": 1366, "height": 900})
+    run_all(page, lab, f"{name}.ipynb", 7, restart=True)
+    pictures, errors = pictures_and_errors(page)
+    page.screenshot(path=SHOTS / f"{name}.png")
+    page.close()
+    assert (pictures >= 3, errors) == (True, 0)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from bonlib import cli, list_datasets, load_dataset, make_hasher, make_miner
-from bonlib.training.encoders import load_encoder, make_encoder
+from bonlib.training.encoders import load_encoder, make_encoder, seen_identities
 from bonlib.training.losses import make_loss
 from bonlib.training.metrics import evaluate
 
@@ -182,6 +182,19 @@ def test_options_of_the_data_set_are_merged_with_root(folders):
     assert cli.main(train_arguments(photos, folders, "--set", 'dataset_options={"augment": "flip"}',
                                     "--set", 'dataset_options={"size": 32}')) == 0  # fmt: skip
     assert load_encoder(folders / "encoder.pt")[1] == {"augment": "flip", "size": 32}
+
+
+def test_a_start_that_knows_what_is_measured_is_told_and_what_it_knows_is_kept(folders):
+    photos = tiny(folders / "photos")
+    assert cli.main(train_arguments(photos, folders)) == 0
+    first = (folders / "encoder.pt").rename(folders / "first.pt")
+    shutil.copytree(photos / "thing 03", photos / "a thing")  # one identity more, and the split is another one
+    begin = ("--set", f'start="{first}"')
+    with pytest.warns(UserWarning, match=r"start is .*first.pt, which learned from identities of the same names as"):
+        assert cli.main(train_arguments(photos, folders, *begin)) == 0
+    names = load_dataset("folder", "all", root=photos, size=32).class_names
+    known = [set(seen_identities(folders / file, names)) for file in ("first.pt", "encoder.pt")]
+    assert known[0] < known[1]
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision.transforms import v2
 
 from bonlib import BagOfNegatives, fit, load_dataset
 from bonlib.datasets import files, tables
 from bonlib.datasets.files import BrokenImage, ImageFiles
 from bonlib.datasets.transforms import IMAGENET, fit_size, make_transform
+from bonlib.training.embed import embed
 from bonlib.training.encoders import make_encoder
 from bonlib.training.losses import make_loss
 
@@ -279,6 +281,12 @@ def test_training_images_are_augmented_and_others_are_not(photos):
     first = train.batch([0, 1])[0]
     torch.manual_seed(0)
     assert torch.equal(train.batch([0, 1])[0], first)
+    everything = load_dataset("folder", "all", root=photos, size=16, statistics="imagenet")
+    place = everything.attributes["path"].tolist().index(train.attributes["path"][0])
+    assert torch.equal(train.plain.batch([0])[0], everything.batch([place])[0])
+    plain = load_dataset("folder", "train", root=photos, size=16, augment="flip")
+    for _ in range(5):  # embedding looks at images as they are
+        assert torch.equal(embed(nn.Flatten(), plain)[0][0], plain.images[0].flatten() / 255)
     with pytest.raises(ValueError, match="ImageNet's statistics are of three channels"):
         load_dataset("folder", "train", **options, color=False)
 

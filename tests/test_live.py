@@ -101,7 +101,11 @@ def test_the_baseline_is_the_mean_over_recorded_seeds(folders):
     curve = mean_curve("main", "glyphs", "set")
     assert curve["recall@1"].tolist() == pytest.approx([0.3])
     assert mean_curve("main", "hangul", "set").empty
-    assert list(mean_curve("nothing", "glyphs", "set").columns) == ["step", "recall@1", "map@r"]
+    with pytest.warns(UserWarning, match="no records"):
+        assert list(mean_curve("nothing", "glyphs", "set").columns) == ["step", "recall@1", "map@r"]
+    save_run(config | {"seed": 2, "loss": "infonce"}, "main", history=[{"step": 10, "recall@1": 0.9, "map@r": 0.9}])
+    with pytest.raises(ValueError, match=r"sweep 'main' has several random sets on glyphs: .* under infonce"):
+        mean_curve("main", "glyphs", "set")
     history = pd.DataFrame([{"step": 20, "loss": 1.0, "active": 0.5, "recall@1": 0.3, "miner": "bag", "form": "set"}])
     figure = training_curves(history, baseline=curve)
     assert len(figure.axes) == 3

@@ -194,6 +194,7 @@ split = lambda part: {"split": lambda n: part if n < 9 else "train"}  # noqa: E7
         ("path,identity\n\u00e9.png,b\n".encode("latin-1"), "x.csv", r"x.csv is not in UTF-8 .* save it as UTF-8"),
         (b"path,identity\na.png,b,c,d\nx,y,z,w,v,u\n", "x.csv", r"x.csv is no table .* quote values"),
         (b"path,identity\na.png,b,c\n", "x.csv", r"x.csv is no table .* quote values"),
+        (b'path,identity\na.png,"b\nb.png,b\nc.png,c"\n', "x.csv", r"x.csv has a line break in the identity of .* 1"),
         (b"path,identity\n", "x.csv", r"x.csv has a first row and no data rows"),
         (b"path\tidentity\na.png\tb\n", "x.csv", r"has '\\t' between its names"),
         (b"path,identity\na.png,b\n,b\n,c\n,d\n,e\n", "x.csv", r"has no path in data row 2, 3, 4 and 1 more"),
@@ -215,6 +216,13 @@ def test_places_that_cannot_be_written_go_on_without_a_cache_and_one_warning(pho
     assert len(load_dataset("folder", "all", root=photos, size=24)) == 18  # without a second warning
     with pytest.raises(OSError, match="give another place, or set BONLIB_DATA, BONLIB_RESULTS or BONLIB_FIGURES"):
         paths.write_atomically(folders / "a file" / "x.txt", lambda file: file.write_text("x"))
+
+
+def test_records_of_the_checkout_are_read_wherever_data_lie(folders, monkeypatch):
+    monkeypatch.delenv("BONLIB_RESULTS")
+    assert paths.results_dir() == paths.project_dir() / "data" / "results"
+    monkeypatch.setattr(paths, "project_dir", lambda: None)
+    assert paths.results_dir() == paths.data_dir() / "results"
 
 
 def test_a_user_without_a_home_has_a_place_for_data(monkeypatch):

@@ -142,10 +142,12 @@ def test_methods_stand_side_by_side_best_on_top():
 def test_arrivals_mark_the_step_at_which_newcomers_come():
     table = pd.DataFrame({"method": "one", "seed": [0, 1] * 3, "step": [1, 1, 2, 2, 3, 3]})
     table = table.assign(identities=[5] * 4 + [9] * 2, **{"recall@1": [0.1, 0.3, 0.2, 0.4, 0.5, 0.7]})
-    (ax,) = figures.arrivals(table).axes
-    line, mark = ax.get_lines()
+    by_step, by_time = figures.arrivals(table.assign(seconds=table["step"] * 10 + table["seed"])).axes
+    line, mark = by_step.get_lines()
     assert line.get_ydata() == pytest.approx([0.2, 0.3, 0.6])
     assert mark.get_xdata()[0] == 2
+    (line,) = by_time.get_lines()
+    assert (*line.get_xdata(), *line.get_ydata()) == pytest.approx((10.5, 20.5, 30.5, 0.2, 0.3, 0.6))
 
 
 def test_active_shares_and_densities_are_labelled(history):

@@ -203,6 +203,10 @@ def test_a_method_is_ahead_level_or_behind_by_the_paired_interval():
 def test_a_summary_tells_means_and_seeds():
     table = summary(pd.concat([frame("bag", [0.8, 0.9]), frame("random", [0.5])]), ["miner"], ["score"])
     assert table.loc["bag"].tolist() == [str(mean_interval([0.8, 0.9])), 2]
+    runs = pd.concat([frame("bag", [0.8]).assign(noise=None), frame("bag", [0.6]).assign(noise=0.1)])
+    assert len(summary(runs, ["miner", "noise"], ["score"])) == 2  # a setting of none is a group too
+    with pytest.raises(ValueError, match="A group of miner has several runs of one seed"):
+        summary(runs, ["miner"], ["score"])
 
 
 def test_a_run_that_never_gets_there_is_not_dropped():
@@ -334,6 +338,8 @@ def test_seeds_without_a_partner_are_named_and_left_out_of_lead_and_mean_alike()
     assert len(shared) == 3 * runs["method"].nunique()
     with pytest.raises(ValueError, match="share no seed"):
         of_shared_seeds(runs[(runs["method"] == "BoN") == (runs["seed"] == 0)])
+    with pytest.raises(ValueError, match="share no seed"):  # all runs of a method failed
+        of_shared_seeds(runs.assign(error=np.where(runs["method"] == "BoN", "boom", None)))
     assert row["value"] == pytest.approx(0.2)
     assert row["lead"] == pytest.approx(0.6)
     failed = runs.assign(score=runs["score"].where(runs["seed"] != 0))  # a run without the measure

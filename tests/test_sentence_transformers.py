@@ -248,6 +248,12 @@ def test_a_loss_that_shortens_embeddings_tells_the_bag_of_whole_ones(bert, tmp_p
     assert [tuple(rows.shape) for _, rows in told] == [(2 * BATCH, 16)] * 2
 
 
+def test_a_loss_that_embeds_more_than_the_batch_in_pieces_is_told(bert, tmp_path):
+    mined = TextBag(pairs(), losses.CachedGISTEmbedLoss(bert, bert, mini_batch_size=5), batch_size=BATCH)
+    with pytest.raises(ValueError, match="give its guide an encoder of its own, or a mini_batch_size"):
+        train(bert, mined, tmp_path, steps=1)
+
+
 def test_a_trainer_with_other_batches_or_rows_is_told(model, tmp_path):
     mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
     with pytest.raises(ValueError, match="batch_size of the bag is 16"):

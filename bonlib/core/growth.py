@@ -48,8 +48,15 @@ def grown(state: Mapping[str, Any], bag: "HashedMiner") -> dict[str, Any]:
 
     Returns:
         What the bag can load; nothing is hashed anew, all is copied once.
+
+    Raises:
+        ValueError: if the state is of a bag with other arguments.
     """
-    saved = state["config"]["num_samples"]
+    saved, before = state["config"]["num_samples"], state["config"]
+    for name, value in bag._config().items():
+        if name not in _OF_THE_SET and before.get(name) != value:
+            cure = "make it with the arguments of the saved one"
+            raise ValueError(f"state has {name}={before.get(name)!r}, this miner has {value!r}; {cure}.")
     classes = np.unique(bag.class_of[:saved])  # where the identities of the state are among the bag's
     entries = classes if bag.unit == "identity" else np.arange(saved)
 

@@ -30,6 +30,7 @@ class ImageSet(LabelledSet):
             ``camera`` decide how a benchmark is evaluated, see :func:`~bonlib.training.metrics.evaluate`.
         transform: from one uint8 image to what the encoder gets, such as random flips and a normalisation; it draws
             from torch's global generator, as torchvision's transforms do. ``None``: to float32 in 0 to 1.
+        plain_transform: stands in the place of ``transform`` where one looks and evaluates, where that draws at random.
         source: where the images are from, plain values that go into the records of runs.
         ks: ranks of recall that are reported for this set.
     """
@@ -39,6 +40,7 @@ class ImageSet(LabelledSet):
     class_names: list[str]
     attributes: dict[str, NDArray[Any]] = field(default_factory=dict)
     transform: Callable[[Tensor], Tensor] | None = None
+    plain_transform: Callable[[Tensor], Tensor] | None = None
     source: dict[str, Any] = field(default_factory=dict)
     ks: tuple[int, ...] = (1, 2, 4, 8)
 
@@ -74,6 +76,13 @@ class ImageSet(LabelledSet):
         if self.transform is None:
             return images.float() / 255, self.labels[chosen]
         return torch.stack([self.transform(image) for image in images]), self.labels[chosen]
+
+    @cached_property
+    def plain(self) -> "ImageSet":
+        """The same set without random changes, as one looks at it and evaluates; itself, where none are known of."""
+        if self.plain_transform is None:
+            return self
+        return self.changed(transform=self.plain_transform, plain_transform=None)
 
     def to(self, device: str | torch.device) -> "ImageSet":
         """The same set with its images on a device, so that batches need not be copied there; files stay files."""

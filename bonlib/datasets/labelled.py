@@ -80,6 +80,11 @@ class LabelledSet(Dataset[tuple[Tensor, int]], ABC):
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that stand for samples and labels, one by one, wherever they come from."""
 
+    @cached_property
+    def plain(self) -> "LabelledSet":
+        """The same set without random changes, as one looks at it and evaluates; itself, where it has none."""
+        return self
+
     @property
     def num_classes(self) -> int:
         """Number of identities."""

@@ -287,6 +287,11 @@ def _texts(given: "pd.DataFrame", column: str, root: Path) -> list[str]:
 
     values = given[column].tolist()
     for row, value in enumerate(values):
+        if isinstance(value, str) and "\n" in value.strip() and root.suffix.lower() in (".csv", ".tsv", ".txt"):
+            raise ValueError(
+                f"{root} has a line break in the {column} of data row {row + 1}, {value[:40]!r}: a quote at the "
+                "beginning of a value that is not closed swallows rows. Double it, or write a .parquet file."
+            )
         if pd.api.types.is_scalar(value) and pd.isna(value):
             raise ValueError(f"{root} has a null {column} in data row {row + 1}; fill it, or leave the row out.")
         if isinstance(value, float):

@@ -121,6 +121,11 @@ class TextSet(LabelledSet):
             pictures.append(np.asarray(canvas)[None])
         return np.stack(pictures)
 
+    @cached_property
+    def plain(self) -> "TextSet":
+        """The same set without typos, and with all n-grams; itself, where it has none of these changes."""
+        return self.changed(drop=0.0, typos=0.0) if self.drop or self.typos else self
+
     def samples_at(self, chosen: Tensor) -> dict[str, Any]:
         """The strings at these indices."""
         return {"strings": [self.strings[i] for i in chosen.tolist()]}

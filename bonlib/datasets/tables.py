@@ -19,7 +19,7 @@ from bonlib.datasets.cache import cache_file, cached_arrays, write_cache
 from bonlib.datasets.files import BrokenImage, ImageFiles, file_digest
 from bonlib.datasets.images import ImageSet
 from bonlib.datasets.splits import SPLITS, Split, check_split, seed_of_split, split_identities
-from bonlib.datasets.transforms import Augmentation, Statistics, make_transform
+from bonlib.datasets.transforms import Augmentation, Statistics, make_transform, to_float
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,12 +136,15 @@ def image_set(
     }
     if split == "test" and (rows["part"] == "query").any():
         attributes["query"] = np.array(rows["part"] == "query", dtype=bool)
+    augmented = augment is not None and split == "train"
+    plain_transform = make_transform(size, None, augment, statistics)
     everything = ImageSet(
         images=images,
         labels=torch.from_numpy(np.searchsorted(names, rows["identity"].to_numpy(dtype=str))),
         class_names=names,
         attributes=attributes,
-        transform=make_transform(size, augment if split == "train" else None, augment, statistics),
+        transform=make_transform(size, augment, augment, statistics) if augmented else plain_transform,
+        plain_transform=(plain_transform or to_float) if augmented else None,
         source=(source or {}) | {"left out": left_out},
         ks=ks,
     )

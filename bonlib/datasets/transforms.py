@@ -28,6 +28,11 @@ def fit_size(size: int | tuple[int, int]) -> Callable[[Tensor], Tensor]:
     return v2.Resize(list(sides), antialias=True)
 
 
+def to_float(image: Tensor) -> Tensor:
+    """A uint8 image as float32 in 0 to 1."""
+    return image.float() / 255
+
+
 def make_transform(
     size: int | tuple[int, int],
     augment: Augmentation | None,

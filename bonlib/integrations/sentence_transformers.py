@@ -95,7 +95,7 @@ class TextBag(TrainerCallback):
         else:
             self._texts, classes = 1, np.asarray(dataset[label])
             layout = {"batch_size": batch_size, "per_class": 1 if len(texts) > 1 else 4}
-        self._own, self.batch_size = own, batch_size
+        self.own_columns, self.batch_size = own, batch_size
         labels = classes.repeat(self._texts)
         self._fewest = int(np.unique(labels, return_counts=True)[1].min())  # texts of a class
         # An epoch of the trainer has as many batches as the rows fill.
@@ -118,12 +118,13 @@ class TextBag(TrainerCallback):
                 "The rows of this batch are not those that the bag drew; give the trainer train_dataset=mined.dataset "
                 "as it is, batch_sampler=mined.sampler, and another data set to evaluate on."
             )
-        if len(embeddings) < self._own * len(rows) or len(embeddings) % len(rows):
+        if len(embeddings) < self.own_columns * len(rows) or len(embeddings) % len(rows):
             raise ValueError(
                 f"The loss embedded {len(embeddings)} texts for {len(rows)} rows; the bag needs each column of a row "
                 "embedded once, column after column."
             )
-        parts = embeddings[: self._own * len(rows)].view(self._own, len(rows), -1)  # (columns, batch, dim)
+        own = self.own_columns
+        parts = embeddings[: own * len(rows)].view(own, len(rows), -1)  # (columns, batch, dim)
         if self._texts == 1:
             ids, parts = rows, parts.mean(dim=0, keepdim=True)
         else:
@@ -162,7 +163,10 @@ class TextBag(TrainerCallback):
         if not args.ignore_data_skip:
             raise ValueError("The bag knows its place; resume with ignore_data_skip=True in the training arguments.")
         if not file.exists():
-            raise ValueError(f"{file} is missing; resume from a checkpoint that this callback was there for.")
+            raise ValueError(
+                f"{file} is missing; resume in the output folder of the checkpoint, from one that this callback was "
+                "there for."
+            )
         saved = torch.load(file, weights_only=True)
         self.bag.load_state_dict(saved["bag"])
         self._pending = [list(rows) for rows in saved["pending"]]
@@ -239,8 +243,22 @@ class _WatchedLoss(nn.Module):
             value = self.loss(features, self._mined.labels_of(labels))
         finally:
             handle.remove()
-        self._mined.learn(labels.cpu(), torch.cat(seen))
+        self._mined.learn(labels.cpu(), self._first(seen, len(labels)))
         return value
+
+    def _first(self, seen: list[Tensor], rows: int) -> Tensor:
+        """What was embedded, column after column, where that can be told.
+
+        Raises:
+            ValueError: if the columns that the bag needs are embedded in pieces and something else between them.
+        """
+        whole = all(len(part) == rows for part in seen[: self._mined.own_columns])
+        if not whole and sum(map(len, seen)) > rows * len(self._mined.dataset.column_names[:-1]):
+            raise ValueError(
+                "The loss embeds more texts than the batch has, in pieces, so that it cannot be told which are whose; "
+                "give its guide an encoder of its own, or a mini_batch_size of the whole batch."
+            )
+        return torch.cat(seen)
 
 
 def _encoder(loss: nn.Module) -> SentenceTransformer:

@@ -34,7 +34,7 @@ from bonlib.study.memory import keep_freed_memory
 from bonlib.study.records import config_key, provenance, save_run, sweep_dir
 from bonlib.training.checkpoint import Progress
 from bonlib.training.embed import embed
-from bonlib.training.encoders import check_takes, load_encoder, make_encoder, save_encoder
+from bonlib.training.encoders import check_takes, load_encoder, make_encoder, save_encoder, seen_identities
 from bonlib.training.loop import PARTS, Step, fit
 from bonlib.training.losses import MinedLoss, has_centres, make_loss, set_centres
 from bonlib.training.metrics import measure, recall_by_gallery
@@ -69,8 +69,7 @@ class Experiment:
         _check_parts(config)
         self.provenance = provenance()  # of the code as it was loaded, whatever is edited while it runs
         self.train, self.validation = self._split("train"), self._split("validation")
-        if config.test:
-            self._split("test")
+        self._unseen = [*self.validation.class_names, *(self._split("test").class_names if config.test else [])]
         self._key = config_key(asdict(config))  # of the data as they are now
         self._content = str(content_key(config.dataset, config.dataset_options).get("content", ""))
         if config.identities is not None:
@@ -81,6 +80,7 @@ class Experiment:
             self.train = self.train.with_label_noise(config.label_noise, seed=config.seed)
         if config.device.startswith("cuda") and not config.workers:
             self.train = self.train.to(config.device)  # once, rather than batch by batch
+        self.begun: Path | None = None  # file of the encoder that it begins with
         self._make()
 
     def _split(self, name: str) -> LabelledSet:
@@ -97,7 +97,14 @@ class Experiment:
             )  # fmt: skip
         check_takes(self.encoder, self.validation[0][0].cpu(), config.encoder)
         if config.start is not None:
-            _begin_with(self.encoder, config)
+            self.begun = _begin_with(self.encoder, config)
+            if seen := seen_identities(self.begun, self._unseen):
+                warnings.warn(
+                    f"start is {self.begun}, which learned from identities of the same names as {len(seen)} of those "
+                    f"that this run is measured on, such as {seen[0]!r}. Where they are the same, the data have "
+                    "changed, and their split with them: begin anew, or fix the split (a table has a column for it).",
+                    stacklevel=3,
+                )
         batch_size = config.batch_size
         if config.form == "set" and (most := self.train.num_classes * config.per_class) < batch_size:
             text = f"{self.train.num_classes} training identities make batches of {most}, not {batch_size}."
@@ -226,8 +233,11 @@ def _make_loss(config: Config, num_classes: int) -> MinedLoss:
     )  # fmt: skip
 
 
-def _begin_with(encoder: nn.Module, config: Config) -> None:
+def _begin_with(encoder: nn.Module, config: Config) -> Path:
     """Give an encoder the weights that a run begins with, from a file or from a run that is made first and kept.
+
+    Returns:
+        The file.
 
     Raises:
         ValueError: if the weights are of another encoder.
@@ -249,15 +259,15 @@ def _begin_with(encoder: nn.Module, config: Config) -> None:
             for _ in run:
                 pass
             made = {"name": config.encoder, "dim": config.dim, "in_channels": run.train.channels}
-            save_encoder(
-                file, run.encoder, **made | {k: v for k, v in config.encoder_options.items() if k != "weights"}
-            )
+            made |= {name: value for name, value in config.encoder_options.items() if name != "weights"}
+            save_encoder(file, run.encoder, learned=run.train.class_names, **made)
             file.with_suffix(".checkpoint.pt").unlink(missing_ok=True)
     loaded, _ = load_encoder(file)
     try:
         encoder.load_state_dict(loaded.state_dict())
     except RuntimeError as error:
         raise ValueError(f"start is {file}, which holds another encoder than {config.encoder!r}: {error}") from error
+    return file
 
 
 def checkpoint_path(config: Config, sweep: str) -> Path:

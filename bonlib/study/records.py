@@ -169,10 +169,17 @@ def load_galleries(sweep: str) -> pd.DataFrame:
 
 
 def mean_curve(sweep: str, dataset: str, form: str) -> pd.DataFrame:
-    """``step``, ``recall@1`` and ``map@r`` of a sweep's random batches, means over seeds; may be empty."""
+    """``step``, ``recall@1`` and ``map@r`` of a sweep's random batches, means over seeds; may be empty.
+
+    Raises:
+        ValueError: if several methods draw random batches there, such as two losses.
+    """
     wanted = {"dataset": dataset, "miner": "random", "form": form}
-    history = load_history(sweep).reindex(columns=[*wanted, "step", "recall@1", "map@r"])
+    history = load_history(sweep).reindex(columns=[*wanted, "method", "loss", "step", "recall@1", "map@r"])
     chosen = history[(history[list(wanted)] == list(wanted.values())).all(axis=1)]
+    if len(several := chosen[["method", "loss"]].drop_duplicates()) > 1:
+        named = ", ".join(f"{row.method} under {row.loss}" for row in several.itertuples())
+        raise ValueError(f"sweep {sweep!r} has several random {form}s on {dataset}: {named}; take one that has one.")
     return chosen.groupby("step")[["recall@1", "map@r"]].mean().reset_index()  # pyright: ignore
 
 

@@ -71,9 +71,15 @@ def summary(runs: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd
         runs: as :func:`~bonlib.study.records.load_runs` gives them.
         by: columns that make a method.
         columns: columns to average.
+
+    Raises:
+        ValueError: if a group has two runs of a seed.
     """
-    table = runs.groupby(list(by), sort=False)[list(columns)].agg(lambda values: str(mean_interval(values)))
-    return table.assign(seeds=runs.groupby(list(by), sort=False)["seed"].nunique())
+    groups = runs.groupby(list(by), sort=False, dropna=False)
+    if (groups["seed"].count() > groups["seed"].nunique()).any():
+        raise ValueError(f"A group of {', '.join(by)} has several runs of one seed; add what tells them apart to by.")
+    table = groups[list(columns)].agg(lambda values: str(mean_interval(values)))
+    return table.assign(seeds=groups["seed"].nunique())
 
 
 def paired_difference(first: pd.DataFrame, second: pd.DataFrame, column: str) -> Difference:
@@ -206,9 +212,10 @@ def of_shared_seeds(runs: pd.DataFrame) -> pd.DataFrame:
         ValueError: if the methods share no seed, or the runs are of several data sets or lengths.
     """
     _one_budget(runs, "The table")
+    wanted = runs["method"].nunique()
     runs = runs.loc[runs["error"].isna()] if "error" in runs else runs
     methods = runs.groupby("seed")["method"].nunique()
-    shared = methods.index[methods == runs["method"].nunique()]
+    shared = methods.index[methods == wanted]
     if not len(shared):
         raise ValueError(f"runs share no seed; each method has its own: {runs.groupby('method')['seed'].unique()}.")
     return runs.loc[runs["seed"].isin(shared)]

@@ -214,7 +214,8 @@ def _fingerprint(notebook: Path, parameters: dict[str, Any]) -> str:
     cells = [cell["source"] for cell in json.loads(notebook.read_text())["cells"]]
     package = [path.read_text() for path in sorted((_root() / "bonlib").rglob("*.py"))]
     found = sorted((path.relative_to(results_dir()), path) for path in results_dir().rglob("*.json"))
-    records = [(str(name), path.stat().st_size) for name, path in found if name.parts[0] != "scratch"]  # a page's own
+    found = [(str(name), path) for name, path in found if name.parts[0] != "scratch"]  # a page's own
+    records = [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in found]
     return hashlib.sha256(json.dumps([cells, parameters, package, records]).encode()).hexdigest()
 
 

@@ -28,7 +28,8 @@ def embed(
     Args:
         encoder: images ``(batch, …)`` to embeddings ``(batch, dim)``, or to a tuple, dict or dataclass whose first such
             entry they are.
-        dataset: an :class:`~bonlib.datasets.images.ImageSet`, or a map-style dataset of ``(image, label)``.
+        dataset: one of bonlib, whose random changes for training are left out, or a map-style dataset of
+            ``(image, label)``, taken as it is.
         indices: ``(num_samples,)`` positions in the data set, or a mask of all; by default all.
         batch_size: images at once.
         device: where the encoder is.
@@ -42,6 +43,8 @@ def embed(
         ValueError: if there are no samples, the device is not here, or the encoder returns no embeddings.
     """
     device = check_device(device)
+    if isinstance(dataset, LabelledSet):
+        dataset = dataset.plain
     count = len(dataset)  # pyright: ignore[reportArgumentType]
     indices = None if indices is None else chosen_ids("indices", indices, count)
     if (count if indices is None else len(indices)) == 0:

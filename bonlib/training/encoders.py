@@ -212,6 +212,7 @@ def save_encoder(
     *,
     images: dict[str, Any] | None = None,
     learned: Iterable[str] = (),
+    begun: str | Path | None = None,
     **made: Any,
 ) -> Path:
     """Write an encoder's weights, with all that is needed to make it again.
@@ -222,6 +223,7 @@ def save_encoder(
         images: options of the data set that it takes, such as ``size``, plain values; :func:`load_encoder` gives them
             back.
         learned: names of the identities that it learned from, of which the file keeps hashes: :func:`seen_identities`.
+        begun: file of the encoder that it began with, which knows identities too.
         **made: the arguments of :func:`make_encoder` that it was made with, ``seed`` and ``weights`` left out.
 
     Raises:
@@ -234,7 +236,8 @@ def save_encoder(
     except (RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"made is {made}, which does not make this encoder: {reason} Give what made it.") from error
-    content = {"format": _FORMAT, "made": made, "images": images, "state": state, "learned": _hashed(learned)}
+    known = _hashed(learned) if begun is None else torch.cat([_learned(begun), _hashed(learned)]).unique()
+    content = {"format": _FORMAT, "made": made, "images": images, "state": state, "learned": known}
     write_torch(Path(file), content)
     return Path(file)
 
@@ -244,9 +247,14 @@ def seen_identities(file: str | Path, names: Sequence[str]) -> list[str]:
 
     A split that is drawn anew, because identities were added to the data, would test some of them.
     """
-    learned = read_torch(Path(file), _FORMAT, "give one that save_encoder wrote").get("learned", torch.empty(0))
-    known = set(learned.tolist())
+    known = set(_learned(file).tolist())
     return [name for name, own in zip(names, _hashed(names).tolist(), strict=True) if own in known]
+
+
+def _learned(file: str | Path) -> Tensor:
+    """Hashes of the names of the identities that the encoder of a file learned from: ``(identities,)`` int64."""
+    content = read_torch(Path(file), _FORMAT, "give one that save_encoder wrote")
+    return content.get("learned", torch.empty(0, dtype=torch.int64))
 
 
 def _hashed(names: Iterable[str]) -> Tensor:

@@ -110,7 +110,7 @@ class SampledSoftmax(nn.Module):
         if len(random):
             stands_for = (self.num_classes - len(certain)) / len(random)
             logits[:, len(certain) :] += math.log(stands_for)
-        if self.training:
+        if self.training and self.bag is not None:
             self._moved = np.union1d(self._moved, ids.cpu().numpy())
         return nn.functional.cross_entropy(logits, place)
 

@@ -220,19 +220,23 @@ def side_by_side(table: pd.DataFrame, columns: Mapping[str, str], own: str) -> F
 
 
 def arrivals(table: pd.DataFrame) -> Figure:
-    """R@1 against steps, a line a method, the range of its seeds shaded; dashed where newcomers arrive.
+    """R@1 against steps, a line a method, the range of its seeds shaded, and against seconds, means over seeds.
 
     Args:
-        table: as ``benchmarks/arriving.py`` writes it: ``method``, ``seed``, ``step``, ``identities``, ``recall@1``.
+        table: as ``benchmarks/arriving.py`` writes it: ``method``, ``seed``, ``step``, ``identities``, ``recall@1``,
+            ``seconds``. Dashed stands where newcomers arrive.
     """
-    figure, ax = plt.subplots(figsize=(7.2, 3.6))
+    figure, (ax, by_time) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     looks = ("random", "two-stage-bag", "refreshed-bag", "subspaces", "exact")  # as the methods stand in the table
     for i, (name, rows) in enumerate(table.groupby("method", sort=False)):
-        colour = MINER_COLOURS[looks[i]]
-        mean_and_range(ax, rows.groupby("step")["recall@1"], marker="o", markersize=3, color=colour, label=name)
+        style = {"marker": "o", "markersize": 3, "color": MINER_COLOURS[looks[i]]}
+        mean_and_range(ax, rows.groupby("step")["recall@1"], label=name, **style)
+        means = rows.groupby("step")[["seconds", "recall@1"]].mean()
+        by_time.plot(means["seconds"], means["recall@1"], **style)
     first = table.loc[table["identities"] == table["identities"].min(), "step"].max()
     ax.axvline(first, color=INK, linewidth=1, linestyle="--")
     ax.annotate("the other half arrives", (first, 0.03), (4, 0), ("data", "axes fraction"), "offset points", fontsize=8)
     ax.set(xlabel="steps; shade: range of the seeds", ylabel="R@1, validation identities")
+    by_time.set(xlabel="seconds of training, looks included", xscale="log")
     ax.legend(fontsize=9)
     return figure
