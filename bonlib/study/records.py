@@ -177,8 +177,9 @@ def mean_curve(sweep: str, dataset: str, form: str) -> pd.DataFrame:
     wanted = {"dataset": dataset, "miner": "random", "form": form}
     history = load_history(sweep).reindex(columns=[*wanted, "method", "loss", "step", "recall@1", "map@r"])
     chosen = history[(history[list(wanted)] == list(wanted.values())).all(axis=1)]
-    if len(several := chosen[["method", "loss"]].drop_duplicates()) > 1:
-        named = ", ".join(f"{row.method} under {row.loss}" for row in several.itertuples())
+    several = sorted({f"{method} under {loss}" for method, loss in zip(chosen["method"], chosen["loss"], strict=True)})
+    if len(several) > 1:
+        named = ", ".join(several)
         raise ValueError(f"sweep {sweep!r} has several random {form}s on {dataset}: {named}; take one that has one.")
     return chosen.groupby("step")[["recall@1", "map@r"]].mean().reset_index()  # pyright: ignore
 
