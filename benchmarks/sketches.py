@@ -64,14 +64,14 @@ class ByMoreBits(OtherOrder):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.rows = np.zeros((len(self.classes), self.dim), dtype=np.int16)
-        self.means, self.known = torch.zeros(len(self.classes), self.dim), np.zeros(len(self.classes), dtype=bool)
+        self.floats, self.known = torch.zeros(len(self.classes), self.dim), np.zeros(len(self.classes), dtype=bool)
 
     def _remember(self, ids: np.ndarray, embeddings: Tensor) -> None:
         classes, of = np.unique(self.class_of[ids], return_inverse=True)
         old = torch.from_numpy(np.where(self.known[classes], self.momentum, 0.0)).float()[:, None]
-        self.means[classes] = old * self.means[classes] + (1 - old) * class_means(embeddings, of, len(classes))
+        self.floats[classes] = old * self.floats[classes] + (1 - old) * class_means(embeddings, of, len(classes))
         self.known[classes] = True
-        levels = (self.means[classes] * 512 * self.dim**0.5).round().clamp(-2047, 2047)
+        levels = (self.floats[classes] * 512 * self.dim**0.5).round().clamp(-2047, 2047)
         self.rows[classes] = levels.numpy().astype(np.int16)
 
 

@@ -175,6 +175,15 @@ def test_two_processes_that_were_stopped_go_on_to_the_bag_of_those_that_were_not
     assert tables[0] == tables[1]
 
 
+def test_the_checkpoint_of_another_folder_does_not_get_the_bag_of_this_one(model, tmp_path):
+    for name in ("one", "other"):
+        mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
+        train(model, mined, tmp_path / name, steps=2, save=2)
+    mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
+    with pytest.raises(ValueError, match="is of another run; resume in the output folder of the checkpoint"):
+        train(model, mined, tmp_path / "other", steps=4, resume=str(tmp_path / "one" / "checkpoint-2"))
+
+
 def test_a_checkpoint_without_its_bag_is_refused(model, tmp_path):
     mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
     train(model, mined, tmp_path, steps=2, save=2)

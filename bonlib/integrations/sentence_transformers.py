@@ -1,5 +1,6 @@
 """sentence-transformers: batches of look-alike texts for its trainer, its losses unchanged."""
 
+import secrets
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -102,6 +103,7 @@ class TextBag(TrainerCallback):
         options = layout | {"steps": max(rows // batch_size, 1)} | options
         self.bag = BagOfNegatives(labels, int(_encoder(loss).get_embedding_dimension() or 0), **options)
         self._share = RankMiner(self.bag)
+        self._run = secrets.token_hex(8)  # which run a checkpoint is of
         self._pending: list[list[int]] = []  # rows of batches that are drawn and not learned from yet
         self._classes = None if label is None else torch.from_numpy(classes)
         self.dataset = dataset.select_columns(texts).add_column(_LABEL, np.arange(rows))
@@ -146,7 +148,7 @@ class TextBag(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the bag beside the trainer's checkpoint."""
-        saved = {"bag": self.bag.state_dict(), "pending": [list(rows) for rows in self._pending]}
+        saved = {"bag": self.bag.state_dict(), "pending": [list(rows) for rows in self._pending], "run": self._run}
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_atomically(folder / _FILE, lambda path: torch.save(saved, path))
@@ -155,10 +157,14 @@ class TextBag(TrainerCallback):
         """Where the trainer resumes, so does the bag.
 
         Raises:
-            ValueError: if the trainer would skip batches, or the checkpoint has no bag.
+            ValueError: if the trainer would skip batches, or the checkpoint has no bag, or that of another run.
         """
-        if not state.global_step:
-            return
+        if state.global_step:
+            self._resume(args, state)
+        # Goes into the trainer's own checkpoints: one of another folder must not get the bag of this one.
+        state.stateful_callbacks[_FILE] = {"args": {}, "attributes": {"run": self._run}}
+
+    def _resume(self, args: Any, state: Any) -> None:
         file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _FILE
         if not args.ignore_data_skip:
             raise ValueError("The bag knows its place; resume with ignore_data_skip=True in the training arguments.")
@@ -168,8 +174,11 @@ class TextBag(TrainerCallback):
                 "there for."
             )
         saved = torch.load(file, weights_only=True)
+        ours = state.stateful_callbacks.get(_FILE, {"attributes": {"run": saved.get("run")}})["attributes"]["run"]
+        if saved.get("run") != ours:
+            raise ValueError(f"{file} is of another run; resume in the output folder of the checkpoint.")
         self.bag.load_state_dict(saved["bag"])
-        self._pending = [list(rows) for rows in saved["pending"]]
+        self._pending, self._run = [list(rows) for rows in saved["pending"]], saved.get("run", self._run)
 
 
 class _Batches(BatchSampler):
