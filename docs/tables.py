@@ -286,6 +286,7 @@ def second_stage() -> str:
     for name, group in changed.groupby("dataset", sort=False):
         warm = _warm()[str(name)]
         runs = pd.concat([group, warm[warm["method"].isin(["random", "first stage", *_RENAMED])]])
+        runs = runs.drop_duplicates(["method", "seed"])  # what was made again counts
         runs = of_shared_seeds(runs.assign(method=runs["method"].replace(_RENAMED)))
         costs = cost_table(runs)
         more = {

@@ -107,11 +107,16 @@ def leads(tables: Mapping[str, pd.DataFrame], method: str) -> Figure:
         tables: as :func:`~bonlib.study.statistics.against` gives them, by the title of their panel.
         method: its name.
     """
-    most = max(map(len, tables.values()))
-    figure, axes = plt.subplots(1, len(tables), figsize=(2.4 + 2.9 * len(tables), 0.34 * most + 1.2), squeeze=False)
+    most, across = max(map(len, tables.values())), min(len(tables), 3)
+    down = -(-len(tables) // across)
+    size = 2.4 + 2.9 * across, down * (0.34 * most + 0.6) + 0.6
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False)
+    for ax in axes.flat[len(tables) :]:
+        ax.set_axis_off()
     markers = {"ahead": ">", "level": "o", "behind": "<"}
     others = list(dict.fromkeys(name for table in tables.values() for name in table.index))
-    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
+    for place, (title, table) in enumerate(tables.items()):
+        ax = axes.flat[place]
         for name, row in table.iterrows():
             y, colour = others.index(name), INK if row["verdict"] in ("ahead", "behind") else MUTED
             ax.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, linewidth=2)
@@ -129,7 +134,7 @@ def leads(tables: Mapping[str, pd.DataFrame], method: str) -> Figure:
             text = f"{100 * row['lead']:+.1f}, {row['verdict']}"
             ax.annotate(text, at, xycoords=("axes fraction", "data"), ha=side, va="center", fontsize=8)
         ax.set(title=title, ylim=(len(others) - 0.4, -0.6), xlim=(-1.8 * reach, 1.8 * reach), yticks=range(len(others)))
-        ax.set_yticklabels(others if ax is axes[0, 0] else [])
+        ax.set_yticklabels(others if place % across == 0 else [])
     said = "95 % intervals, cut where they are wide; each panel its own scale; no mark: not run"
     figure.supxlabel(f"lead of {method}, points; triangle: ahead or behind, dot: level\n{said}", fontsize=10)
     return figure
@@ -175,9 +180,10 @@ def over(runs: pd.DataFrame, x: str, xlabel: str, metric: str = "validation.reca
     width = 6.0 if len(parts) == 1 else 4.0 * len(parts)
     figure, axes = plt.subplots(1, len(parts), figsize=(width, 3.6), squeeze=False)
     for ax, (name, here) in zip(axes[0], parts.items(), strict=True):
-        for (miner, form), group in here.groupby(["miner", "form"], sort=False):
+        for i, ((miner, form), group) in enumerate(here.groupby(["miner", "form"], sort=False)):
             points = [(at, *mean_interval(part[metric].tolist())[:3]) for at, part in group.groupby(x)]
             at, mean, low, high = np.array(points, dtype=float).T
+            at = at * 1.03**i if log else at  # bars beside each other
             colour = MINER_COLOURS.get(str(miner), MUTED)
             style: dict[str, Any] = {"color": colour, "linestyle": FORM_DASHES[str(form)], "marker": "o", "capsize": 3}
             ax.errorbar(at, mean, yerr=[mean - low, high - mean], label=method_name(str(miner), str(form)), **style)
@@ -187,7 +193,8 @@ def over(runs: pd.DataFrame, x: str, xlabel: str, metric: str = "validation.reca
         ticks = sorted(here[x].unique())
         ax.set(xlabel=f"{xlabel}; bars: 95 % interval", xticks=ticks, title=name if len(parts) > 1 else "")
         ax.set_xticklabels([f"{tick:,g}" for tick in ticks])
-    axes[0, 0].set_ylabel(f"{metric.partition('.')[2]}, validation classes")
+    name = metric.partition(".")[2].replace("recall@", "R@")
+    axes[0, 0].set_ylabel(f"{name}, validation classes")
     axes[0, 0].legend()
     return figure
 
