@@ -242,7 +242,8 @@ def arrivals(table: pd.DataFrame) -> Figure:
         by_time.plot(means["seconds"], means["recall@1"], **style)
     first = table.loc[table["identities"] == table["identities"].min(), "step"].max()
     ax.axvline(first, color=INK, linewidth=1, linestyle="--")
-    ax.annotate("the other half arrives", (first, 0.03), (4, 0), ("data", "axes fraction"), "offset points", fontsize=8)
+    at = {"xycoords": ("data", "axes fraction"), "xytext": (-4, 0), "textcoords": "offset points", "ha": "right"}
+    ax.annotate("the other half arrives", (first, 0.95), fontsize=8, **at)
     ax.set(xlabel="steps; shade: range of the seeds", ylabel="R@1, validation identities")
     by_time.set(xlabel="seconds of training, looks included", xscale="log")
     ax.legend(fontsize=9)
