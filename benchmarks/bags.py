@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from bonlib.study import figures
 from bonlib.study.experiment import Experiment
@@ -40,7 +41,8 @@ def main() -> None:
     run, rows = windows("parts")
     titles = [run.train.class_names[int(run.train.labels[row[0]])].split(" ")[0] for row in rows]
     figure = figures.image_grid([run.train.pixels(row) for row in rows], titles, "an anchor, then its window")
-    save_figure(figure, "03_parts")
+    picture = save_figure(figure, "03_parts")
+    Image.open(picture).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(picture, optimize=True)
     run, rows = windows("toponyms")
     named = [[run.train.strings[i] for i in row] for row in rows]
     columns = ["anchor", *(f"rank {i}" for i in range(1, max(map(len, named))))]

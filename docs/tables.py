@@ -288,11 +288,7 @@ def second_stage() -> str:
         runs = pd.concat([group, warm[warm["method"].isin(["random", "first stage", *_RENAMED])]])
         runs = runs.drop_duplicates(["method", "seed"])  # what was made again counts
         runs = of_shared_seeds(runs.assign(method=runs["method"].replace(_RENAMED)))
-        costs = cost_table(runs)
-        more = {
-            "active tuples": runs["key"].map(last).groupby(runs["method"]).mean().map("{:.2f}".format),
-            "draw and hash, ms a step": (costs["draw"] + costs["hash"]).map("{:.1f}".format),
-        }
+        more = {"active tuples": runs["key"].map(last).groupby(runs["method"]).mean().map("{:.2f}".format)}
         tables.append(f"{NAMES[str(name)]}:\n\n{ranked(runs, 'two stages (default)', more)}")
     return "\n\n".join(tables)
 
