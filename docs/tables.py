@@ -457,10 +457,7 @@ def costs() -> str:
         row = slowest.loc[(largest, method)]
         made = f"made in {row['build_seconds']:.0f} s, filled in {row['fill_seconds']:.0f} s"
         rows.append([f"all that a bag holds, {method}", f"{row['bytes_per_sample']:.1f} bytes a sample; {made}"])
-    extended = slowest.xs("two stages", level="method")["extend_seconds"].dropna()
     rows += [
-        ["`extend` by a thousand samples, two stages",
-         ", ".join(f"{seconds:.2f} s at {count:,} samples" for count, seconds in extended.iloc[-2:].items())],
         ["`MPerClassSampler` of pytorch-metric-learning at 10⁶ identities",
          f"{ratio['MPerClassSampler', 10**6]:.0f} times the time of BoN for a batch"],
         [f"exact search for the negatives of a batch (faiss, flat) in {4 * searched:,} samples",
