@@ -42,7 +42,9 @@ def main() -> None:
     titles = [run.train.class_names[int(run.train.labels[row[0]])].split(" ")[0] for row in rows]
     figure = figures.image_grid([run.train.pixels(row) for row in rows], titles, "an anchor, then its window")
     picture = save_figure(figure, "03_parts")
-    Image.open(picture).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(picture, optimize=True)
+    small = Image.open(picture).convert("RGB")
+    small.thumbnail((700, 700))
+    small.quantize(64, dither=Image.Dither.NONE).save(picture, optimize=True)  # notebook 03 holds it
     run, rows = windows("toponyms")
     named = [[run.train.strings[i] for i in row] for row in rows]
     columns = ["anchor", *(f"rank {i}" for i in range(1, max(map(len, named))))]
