@@ -16,7 +16,7 @@ from bonlib.datasets.characters.glyphs import default_fonts
 from bonlib.datasets.images import ImageSet
 from bonlib.study.config import Config
 from bonlib.study.experiment import Experiment, checkpoint_path
-from bonlib.study.records import config_key, load_runs
+from bonlib.study.records import config_key
 from bonlib.training import checkpoint as checkpoint_module
 from bonlib.training import loop
 from bonlib.training.checkpoint import Progress
