@@ -190,13 +190,11 @@ def _train(options: argparse.Namespace) -> None:
         if checkpoint.exists():
             print(f"\nThe checkpoint {checkpoint} is kept; the same command goes on from it.", file=sys.stderr)
         raise
-    made = {"name": config.encoder, "dim": config.dim, "in_channels": experiment.train.channels}
-    made |= {name: value for name, value in config.encoder_options.items() if name != "weights"}
     images = {name: value for name, value in config.dataset_options.items() if name not in ("root", "check_counts")}
     images |= {"split_seed": config.seed} if config.own_split else {}  # else it would be measured on what it learned
     save_encoder(
         options.output, experiment.encoder,
-        images=images, learned=experiment.train.class_names, begun=experiment.begun, **made,
+        images=images, learned=experiment.train.class_names, begun=experiment.begun, **experiment.made,
     )  # fmt: skip
     print(f"weights: {options.output}")
     try:

@@ -280,11 +280,11 @@ def nearness() -> str:
 
 def second_stage() -> str:
     """What the parts of the second stage are worth, a table a data set: each changes one thing of the default."""
-    tables, changed = [], finished("ablation_stages")
+    tables, changed, field = [], finished("ablation_stages"), _warm()
     history = pd.concat([load_history("ablation_stages"), load_history("warm")])
     last = history.sort_values("step").groupby("key")["active"].last()
     for name, group in changed.groupby("dataset", sort=False):
-        warm = _warm()[str(name)]
+        warm = field[str(name)]
         runs = pd.concat([group, warm[warm["method"].isin(["random", "first stage", *_RENAMED])]])
         runs = runs.drop_duplicates(["method", "seed"])  # what was made again counts
         runs = of_shared_seeds(runs.assign(method=runs["method"].replace(_RENAMED)))

@@ -158,7 +158,9 @@ def test_a_state_of_other_samples_is_refused_and_wrong_labels_change_nothing():
         other.load_state_dict(bag.state_dict())
     with pytest.raises(ValueError, match="state has bits=3"):
         make(np.concatenate([old, new]), bits=4).load_state_dict(bag.state_dict())
-    with pytest.raises(ValueError, match="state has dim=8, this miner has 4; make it with the arguments"):
+    with pytest.raises(
+        ValueError, match="state has dim=8, this miner has 4; make it with the labels and arguments of the saved"
+    ):
         BagOfNegatives(np.concatenate([old, new]), 4, batch_size=24, per_class=2).load_state_dict(bag.state_dict())
     before = {name: str(value) for name, value in bag.state_dict().items()}
     for labels in ([0.5], [[1]], ["a"]):

@@ -52,11 +52,9 @@ def grown(state: Mapping[str, Any], bag: "HashedMiner") -> dict[str, Any]:
     Raises:
         ValueError: if the state is of a bag with other arguments.
     """
-    saved, before = state["config"]["num_samples"], state["config"]
-    for name, value in bag._config().items():
-        if name not in _OF_THE_SET and before.get(name) != value:
-            cure = "make it with the arguments of the saved one"
-            raise ValueError(f"state has {name}={before.get(name)!r}, this miner has {value!r}; {cure}.")
+    config = dict(state["config"]) | {name: value for name, value in bag._config().items() if name in _OF_THE_SET}
+    bag._check_state(dict(state) | {"config": config})  # first: all that follows is of the shapes of its arguments
+    saved = state["config"]["num_samples"]
     classes = np.unique(bag.class_of[:saved])  # where the identities of the state are among the bag's
     entries = classes if bag.unit == "identity" else np.arange(saved)
 
@@ -75,9 +73,8 @@ def grown(state: Mapping[str, Any], bag: "HashedMiner") -> dict[str, Any]:
     }
     for name in ("rows", "seen"):
         means[name] = spread(means[name], classes, blank[name].numpy()) if bag.pool else blank[name]
-    own = {name: value for name, value in bag._config().items() if name in _OF_THE_SET}
     return dict(state) | {
-        "config": dict(state["config"]) | own,
+        "config": config,
         "drawn": 0,
         "order": spread(state["order"], np.flatnonzero(order < saved), order),
         "cursor": spread(state["cursor"], classes, np.zeros(len(bag.classes), dtype=np.int32)),

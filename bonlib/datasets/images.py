@@ -14,6 +14,7 @@ from torch import Tensor
 from bonlib.core.checks import chosen_ids
 from bonlib.datasets.files import ImageFiles, file_digest
 from bonlib.datasets.labelled import LabelledSet
+from bonlib.datasets.transforms import to_float
 
 
 @dataclass
@@ -30,9 +31,9 @@ class ImageSet(LabelledSet):
             ``camera`` decide how a benchmark is evaluated, see :func:`~bonlib.training.metrics.evaluate`.
         transform: from one uint8 image to what the encoder gets, such as random flips and a normalisation; it draws
             from torch's global generator, as torchvision's transforms do. ``None``: to float32 in 0 to 1.
-        plain_transform: stands in the place of ``transform`` where one looks and evaluates, where that draws at random.
         source: where the images are from, plain values that go into the records of runs.
         ks: ranks of recall that are reported for this set.
+        plain_transform: stands in the place of ``transform`` where one looks and evaluates, where that draws at random.
     """
 
     images: Tensor | ImageFiles
@@ -40,9 +41,9 @@ class ImageSet(LabelledSet):
     class_names: list[str]
     attributes: dict[str, NDArray[Any]] = field(default_factory=dict)
     transform: Callable[[Tensor], Tensor] | None = None
-    plain_transform: Callable[[Tensor], Tensor] | None = None
     source: dict[str, Any] = field(default_factory=dict)
     ks: tuple[int, ...] = (1, 2, 4, 8)
+    plain_transform: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -67,14 +68,14 @@ class ImageSet(LabelledSet):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Image ``(channels, height, width)`` float32 as the encoder gets it, and its label."""
         image = self.images[index]
-        return image.float() / 255 if self.transform is None else self.transform(image), int(self.labels[index])
+        return (self.transform or to_float)(image), int(self.labels[index])
 
     def batch(self, indices: ArrayLike) -> tuple[Tensor, Tensor]:
         """Images ``(batch, channels, height, width)`` float32 as the encoder gets them, and labels ``(batch,)``."""
         chosen = torch.from_numpy(chosen_ids("indices", indices, len(self)))
         images = self.images[chosen]  # (batch, channels, height, width)
         if self.transform is None:
-            return images.float() / 255, self.labels[chosen]
+            return to_float(images), self.labels[chosen]
         return torch.stack([self.transform(image) for image in images]), self.labels[chosen]
 
     @cached_property

@@ -29,7 +29,7 @@ def fit_size(size: int | tuple[int, int]) -> Callable[[Tensor], Tensor]:
 
 
 def to_float(image: Tensor) -> Tensor:
-    """A uint8 image as float32 in 0 to 1."""
+    """Uint8 images as float32 in 0 to 1."""
     return image.float() / 255
 
 

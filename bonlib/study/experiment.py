@@ -116,6 +116,12 @@ class Experiment:
         self._begun = False
 
     @property
+    def made(self) -> dict[str, Any]:
+        """What :func:`~bonlib.training.encoders.save_encoder` is told of the encoder."""
+        sizes = {"name": self.config.encoder, "dim": self.config.dim, "in_channels": self.train.channels}
+        return sizes | _without_weights(self.config)
+
+    @property
     def history(self) -> list[dict[str, float]]:
         """What was measured at the steps that evaluated."""
         return self.progress.history
@@ -213,9 +219,13 @@ def _check_parts(config: Config) -> None:
     # As of more identities than the study has: where a data set has fewer than a setting asks for, its labels tell.
     _make_miner(config, np.repeat(np.arange(100_000), max(config.per_class, 2)), config.batch_size)
     _make_loss(config, 10_000)
-    options = {name: value for name, value in config.encoder_options.items() if name != "weights"}
     with torch.device("meta"), known_options(f"encoder {config.encoder!r}"):  # which draws no weights
-        make_encoder(config.encoder, dim=config.dim, in_channels=3, **options)
+        make_encoder(config.encoder, dim=config.dim, in_channels=3, **_without_weights(config))
+
+
+def _without_weights(config: Config) -> dict[str, Any]:
+    """Options of the encoder that do not say where its weights are from."""
+    return {name: value for name, value in config.encoder_options.items() if name != "weights"}
 
 
 def _make_miner(config: Config, labels: ArrayLike | Tensor, batch_size: int) -> Miner:
@@ -258,9 +268,7 @@ def _begin_with(encoder: nn.Module, config: Config) -> Path:
             run = Experiment(make_config(first | {"device": config.device}), file.with_suffix(".checkpoint.pt"))
             for _ in run:
                 pass
-            made = {"name": config.encoder, "dim": config.dim, "in_channels": run.train.channels}
-            made |= {name: value for name, value in config.encoder_options.items() if name != "weights"}
-            save_encoder(file, run.encoder, learned=run.train.class_names, **made)
+            save_encoder(file, run.encoder, learned=run.train.class_names, **run.made)
             file.with_suffix(".checkpoint.pt").unlink(missing_ok=True)
     loaded, _ = load_encoder(file)
     try:

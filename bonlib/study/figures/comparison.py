@@ -193,8 +193,7 @@ def over(runs: pd.DataFrame, x: str, xlabel: str, metric: str = "validation.reca
         ticks = sorted(here[x].unique())
         ax.set(xlabel=f"{xlabel}; bars: 95 % interval", xticks=ticks, title=name if len(parts) > 1 else "")
         ax.set_xticklabels([f"{tick:,g}" for tick in ticks])
-    name = metric.partition(".")[2].replace("recall@", "R@")
-    axes[0, 0].set_ylabel(f"{name}, validation classes")
+    axes[0, 0].set_ylabel(f"{metric.partition('.')[2].replace('recall@', 'R@')}, validation classes")
     axes[0, 0].legend()
     return figure
 
