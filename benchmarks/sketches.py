@@ -1,6 +1,6 @@
 """What to remember of an identity, to put a pool in order: its mean in eight bits a dimension, or in more, or a code.
 
-Two stages on parts in 3D from a trained encoder, as in notebooks/sweeps/warm.yaml, three seeds, each with its own
+Two stages on parts in 3D from a trained encoder, as in notebooks/sweeps/ablation_stages.yaml, three seeds, each with its own
 split. ``python benchmarks/sketches.py``, some half an hour on one core. It goes on where it was stopped. The record is
 data/results/bench/sketches.json.
 """
@@ -20,7 +20,7 @@ from bonlib.study.experiment import Experiment
 from bonlib.study.records import load_bench, write_bench
 from bonlib.study.sweeps import read_sweep
 
-SWEEP = Path(__file__).parents[1] / "notebooks" / "sweeps" / "warm.yaml"
+SWEEP = Path(__file__).parents[1] / "notebooks" / "sweeps" / "ablation_stages.yaml"
 
 
 class OtherOrder(BagOfNegatives):
@@ -87,7 +87,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = load_bench("sketches").to_dict("records") if (results_dir() / "bench" / "sketches.json").exists() else []
     done = {(row["seed"], row["sketch"]) for row in rows}
-    configs = [c for c in read_sweep(SWEEP) if (c.dataset, c.name, c.loss) == ("parts", "two stages", "batch-hard")]
+    configs = [c for c in read_sweep(SWEEP) if (c.dataset, c.name) == ("parts", "two stages")]
     for config in sorted(configs, key=lambda config: config.seed)[:3]:
         for sketch, make in SKETCHES.items():
             if (config.seed, sketch) in done:

@@ -49,6 +49,7 @@ myst_substitutions = {
             "classes",
             "field",
             "smooth",
+            "smooth_trials",
             "costs",
             "law",
             "nearness",
@@ -60,7 +61,6 @@ myst_substitutions = {
             "sooner",
             "transfer",
             "trials",
-            "tuned",
         )
     },
     "hashes": tables.ablation("ablation_hash", "autoencoder (ours)"),

@@ -112,9 +112,9 @@ def trials() -> str:
     return markdown("method | margin | augmentation | R@1", rows)
 
 
-def _warm(smooth: bool = False) -> dict[str, pd.DataFrame]:
+def _field(smooth: bool = False) -> dict[str, pd.DataFrame]:
     """The runs of each data set from a trained encoder: those under InfoNCE, or all others."""
-    runs = finished("warm")
+    runs = finished("field")
     runs = runs[(runs["loss"] == "infonce") == smooth]
     return {str(name): group for name, group in runs.groupby("dataset", sort=False)}
 
@@ -122,9 +122,9 @@ def _warm(smooth: bool = False) -> dict[str, pd.DataFrame]:
 def stages() -> str:
     """From a trained encoder: random sets, BoN as published, two stages, the best of the others; the README's rows."""
     rows = []
-    for name, group in _warm().items():
+    for name, group in _field().items():
         means = group.groupby("method")["validation.recall@1"].mean()
-        others = means.drop(["random", "first stage", "two stages", "two stages, learned hash"], errors="ignore")
+        others = means[[method for method in means.index if not method.startswith(("random", "first", "two"))]]
         own = against(group, "validation.recall@1", "two stages")
         values = [f"{means[method]:.3f}" for method in ("random", "first stage", "two stages")]
         best = f"{others.max():.3f} {others.idxmax()}"
@@ -147,15 +147,25 @@ def dial() -> str:
     return "\n\n".join(tables)
 
 
-def tuned() -> str:
-    """The field on parts, each method with the best of its trials."""
-    runs = finished("tuned")
-    chosen = {}
+def _settings(runs: pd.DataFrame) -> pd.Series:
+    """What each method was run with: the margin, and the options of its miner and loss that are its own."""
+    said = {}
     for method, group in runs.groupby("method"):
         options = group["miner_options"].iloc[0] | group["loss_options"].iloc[0]
-        said = [f"{name} {value}" for name, value in options.items() if name not in ("every", "margin")]
-        chosen[method] = ", ".join([f"margin {group['margin'].iloc[0]}", *said]).replace("_", " ")
-    return ranked(runs, STEERED, {"best of its trials": pd.Series(chosen)})
+        own = [f"{name} {value}" for name, value in options.items() if name not in ("every", "margin", "hasher")]
+        said[method] = ", ".join([f"margin {group['margin'].iloc[0]}", *own]).replace("_", " ")
+    return pd.Series(said)
+
+
+def smooth_trials() -> str:
+    """Three temperatures of InfoNCE for each miner, on parts, one seed."""
+    runs = finished("tune").query("loss == 'infonce'")
+    scores = runs.pivot_table(index="method", columns="margin", values="validation.recall@1")
+    rows = [
+        [str(method), *(f"{value:.3f}" for value in row)]
+        for method, row in scores.loc[scores.max(axis=1).sort_values(ascending=False).index].iterrows()
+    ]
+    return markdown(" | ".join(["miner", *(f"temperature {margin}" for margin in scores.columns)]), rows)
 
 
 def _sizes() -> tuple[pd.DataFrame, pd.Series]:
@@ -207,11 +217,12 @@ def longest() -> str:
 def field() -> str:
     """Every method from a trained encoder, best first, a table a data set."""
     parts = []
-    for name, group in _warm().items():
+    for name, group in _field().items():
         costs, of = cost_table(group), group.groupby("method")
         errors = of["validation.recall@1"].mean()
         looks = group["miner_stats.looks"].fillna(group["fill"].astype(int)).groupby(group["method"]).mean()
         more = {
+            "setting": _settings(group),
             "fewer errors than random": errors.map(lambda value, random=errors["random"]: fewer(value, random)),
             "draw and hash, ms a step": (costs["draw"] + costs["hash"]).map("{:.1f}".format),
             "looks at all the data": looks.map("{:.0f}".format),
@@ -223,7 +234,7 @@ def field() -> str:
 def smooth() -> str:
     """The same under InfoNCE."""
     rows = []
-    for name, runs in _warm(smooth=True).items():
+    for name, runs in _field(smooth=True).items():
         of = {str(method): group for method, group in runs.groupby("method")}
         values = [
             f"{of[method]['validation.recall@1'].mean():.3f}" for method in ("random", "first stage", "two stages")
@@ -254,7 +265,7 @@ def ablation_ranks() -> str:
 
 def law() -> str:
     """Leads over random sets by the number of training identities."""
-    runs = pd.concat([finished("law"), _warm()["hangul"]])
+    runs = pd.concat([finished("law"), _field()["hangul"]])
     runs = runs[runs["method"].isin(["random", "first stage", "two stages"])]
     sizes = runs["identities"].fillna(runs["data.identities"].max()).astype(int)
     rows = []
@@ -280,13 +291,13 @@ def nearness() -> str:
 
 def second_stage() -> str:
     """What the parts of the second stage are worth, a table a data set: each changes one thing of the default."""
-    tables, changed, field = [], finished("ablation_stages"), _warm()
-    history = pd.concat([load_history("ablation_stages"), load_history("warm")])
+    tables, changed, field = [], finished("ablation_stages"), _field()
+    history = pd.concat([load_history("ablation_stages"), load_history("field")])
     last = history.sort_values("step").groupby("key")["active"].last()
-    for name, group in changed.groupby("dataset", sort=False):
-        warm = field[str(name)]
-        runs = pd.concat([group, warm[warm["method"].isin(["random", "first stage", *_RENAMED])]])
-        runs = runs.drop_duplicates(["method", "seed"])  # what was made again counts
+    for name, runs in changed.groupby("dataset", sort=False):
+        if "two stages" not in set(runs["method"]):  # the default is a row of the field
+            others = field[str(name)]
+            runs = pd.concat([runs, others[others["method"].isin(["random", "first stage", *_RENAMED])]])
         runs = of_shared_seeds(runs.assign(method=runs["method"].replace(_RENAMED)))
         more = {"active tuples": runs["key"].map(last).groupby(runs["method"]).mean().map("{:.2f}".format)}
         tables.append(f"{NAMES[str(name)]}:\n\n{ranked(runs, 'two stages (default)', more)}")
@@ -457,7 +468,11 @@ def costs() -> str:
         row = slowest.loc[(largest, method)]
         made = f"made in {row['build_seconds']:.0f} s, filled in {row['fill_seconds']:.0f} s"
         rows.append([f"all that a bag holds, {method}", f"{row['bytes_per_sample']:.1f} bytes a sample; {made}"])
+    grown = batches.dropna(subset=["extend_seconds"])
+    grown = grown[grown["samples"] == grown["samples"].max()].set_index("method")
+    appended = ", ".join(f"{grown.loc[[m], 'extend_seconds'].max():.1f} s {m}" for m in ("two stages", "as published"))
     rows += [
+        [f"append 1,000 samples to a bag of {grown['samples'].max():,}, all of which is copied", appended],
         ["`MPerClassSampler` of pytorch-metric-learning at 10⁶ identities",
          f"{ratio['MPerClassSampler', 10**6]:.0f} times the time of BoN for a batch"],
         [f"exact search for the negatives of a batch (faiss, flat) in {4 * searched:,} samples",
@@ -478,11 +493,11 @@ def costs() -> str:
 
 def aims() -> str:
     """What the second stage was to reach, set down before it was measured, and what was found."""
-    warm, ranks = _warm(), load_bench("ranks")
-    means = {name: group.groupby("method")["validation.recall@1"].mean() for name, group in warm.items()}
+    field, ranks = _field(), load_bench("ranks")
+    means = {name: group.groupby("method")["validation.recall@1"].mean() for name, group in field.items()}
     errors = ", ".join(f"{fewer(of['two stages'], of['random'])} on {NAMES[name]}" for name, of in means.items())
-    history, sooner = load_history("warm"), []
-    for name, group in warm.items():
+    history, sooner = load_history("field"), []
+    for name, group in field.items():
         times = (
             time_to_accuracy(group, history, baseline="random").loc[["random", "two stages"]].apply(_steps_to, axis=1)
         )

@@ -1,5 +1,6 @@
 """Sweeps and their tasks."""
 
+import json
 import platform
 import subprocess
 import sys
@@ -26,8 +27,18 @@ def test_sweeps_differ_within_a_seed_in_the_method_alone(file):
         methods = [c for c in configs if (c.dataset, c.identities, c.steps) == row]
         assert len({c.batch_size for c in methods}) == 1
         assert len({c.seed for c in methods}) * 2 <= len(methods)  # something to compare with
-    several = {"large": 2, "warm": 3, "dial": 3, "batches": 3, "classes": 2, "ablation_stages": 2}
+    several = {"large": 2, "field": 3, "dial": 3, "batches": 3, "classes": 2, "ablation_stages": 2}
     assert len({c.dataset for c in configs}) == several.get(file.stem, 1)
+
+
+def test_each_record_is_of_a_row_of_its_sweep_and_of_no_other_record():
+    for file in SWEEPS:
+        rows = [asdict(config) | {"device": "cpu"} for config in sweeps.read_sweep(file)]
+        for path in sorted((project_dir() / "data" / "results" / file.stem).glob("*.json")):
+            config = json.loads(path.read_text())["config"] | {"device": "cpu"}
+            made = [row for row in rows if {name: row[name] for name in config} == config]
+            assert len(made) == 1, f"{path} is of no row of {file.name}, or another record is of the same"
+            rows.remove(made[0])
 
 
 @pytest.mark.parametrize(

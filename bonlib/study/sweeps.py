@@ -29,8 +29,8 @@ TRAINING_NOTEBOOK = "04_training"
 PRESETS = {
     "quick": ("quick",),
     "full": (
-        *("stages", "warm", "dial", "tuned", "batches", "many", "long", "sooner"),
-        *("classes", "transfer", "law", "harm", "large"),
+        *("stages", "field", "dial", "batches", "many", "long", "sooner"),
+        *("tune", "classes", "transfer", "law", "harm", "large"),
         *("ablation_stages", "ablation_triplets", "ablation_sets", "ablation_hash", "ablation_ranks"),
     ),
 }
