@@ -166,7 +166,9 @@ class BucketTable:
             raise ValueError("state is damaged: the bucket sizes do not add up to the number of members.")
         if near.shape != (self.num_samples,):
             raise ValueError(f"state is damaged: near has shape {near.shape}, not {(self.num_samples,)}.")
-        if len(np.unique(members)) != len(members):
+        there = np.zeros(self.num_samples, dtype=bool)
+        there[members] = True
+        if there.sum() != len(members):
             raise ValueError("state is damaged: a sample is in two buckets.")
         self._pool, self._size, self._used = members, sizes, len(members)
         self._start = np.cumsum(sizes, dtype=np.int64) - sizes

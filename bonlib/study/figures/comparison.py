@@ -125,7 +125,7 @@ def leads(tables: Mapping[str, pd.DataFrame], method: str) -> Figure:
         sizes = 100 * table["lead"].abs().sort_values()
         reach = sizes.iloc[len(sizes) // 2]
         for size in sizes.iloc[len(sizes) // 2 :]:  # up to where a few are far from all others
-            reach = size if size < 3 * reach else reach
+            reach = size if size < 2 * reach else reach
         if "random" in sizes:  # the lead that counts is always in sight
             reach = max(reach, sizes["random"] / 1.3)
         for name, row in table[100 * table["lead"].abs() > 1.8 * reach].iterrows():  # off the panel: in words
