@@ -53,7 +53,7 @@ def opponents(
     figure.legend(lines[:-1], names, loc="outside upper center", ncols=len(references), fontsize=9)
     figure.supxlabel(f"{_AXES.get(x, x)}; shade: 95 % interval of the mean", fontsize=10)
     gap = " " if rows > 1 else "\n"  # one row is too low for a long line
-    figure.supylabel(f"{ylabel or metric},{gap}validation classes", fontsize=10)
+    figure.supylabel(f"{ylabel or metric.replace('recall@', 'R@')},{gap}validation classes", fontsize=10)
     return figure
 
 
@@ -80,6 +80,7 @@ def final_scores(runs: pd.DataFrame, metric: str = "metrics.recall@1") -> Figure
         runs: as :func:`~bonlib.study.records.load_runs` gives them.
         metric: column to draw, on test classes (``metrics.…``) or validation classes (``validation.…``).
     """
+    on, _, measured = metric.partition(".")
     groups = sorted(runs.groupby("method", sort=False), key=lambda item: item[1][metric].mean())
     figure, ax = plt.subplots(figsize=(6.8, 0.36 * len(groups) + 1.1))
     for y, (name, group) in enumerate(groups):
@@ -92,7 +93,7 @@ def final_scores(runs: pd.DataFrame, metric: str = "metrics.recall@1") -> Figure
         ax.annotate(f"{mean:.3f}", (right, y), (6, 0), textcoords="offset points", va="center")
     ax.set(
         yticks=range(len(groups)),
-        xlabel=f"{metric.partition('.')[2]}, {metric.partition('.')[0].replace('metrics', 'unseen test')} classes",
+        xlabel=f"{measured.replace('recall@', 'R@')}, {on.replace('metrics', 'unseen test')} classes",
         ylim=(-0.6, len(groups) - 0.4),
     )
     ax.set_yticklabels([name for name, _ in groups])

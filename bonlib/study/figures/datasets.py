@@ -31,11 +31,11 @@ def curves_by_dataset(history: pd.DataFrame, metric: str = "recall@1") -> Figure
         first = here[here["images"] > here["images"].max() / 4][metric].min()  # the first climb would hide the rest
         ax.set(
             title=name,
-            xlabel="training images seen; shade: seeds",
+            xlabel="training images seen; shade: range of the seeds",
             ylim=(first - (top - first) / 8, top + (top - first) / 8),
         )
         count_axis(ax, 5)
-    axes[0, 0].set_ylabel(f"{metric}, validation classes")
+    axes[0, 0].set_ylabel(f"{metric.replace('recall@', 'R@')}, validation classes")
     shown = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     labels = list(shown)
     figure.legend(
@@ -86,7 +86,7 @@ def recall_over_gallery(table: pd.DataFrame) -> Figure:
             colour, dash = _look(group.iloc[0])
             by_size = group.groupby("gallery")["recall@1"]
             mean_and_range(ax, by_size, dash, marker="o", markersize=3.5, color=colour, label=method)
-        ax.set(xscale="log", xlabel="samples in the gallery; shade: seeds", title=name)
+        ax.set(xscale="log", xlabel="samples in the gallery; shade: range of the seeds", title=name)
     axes[0, 0].set_ylabel("R@1, unseen classes")
     axes[0, -1].legend(fontsize=8)
     return figure

@@ -48,7 +48,7 @@ def training_curves(
         axes[2].axhline(bits, color=MUTED, linestyle="--")
         axes[2].text(0.98, bits, "most", transform=axes[2].get_yaxis_transform(), **_LABEL)
     last = axes[-1]
-    last.set(title=f"validation {metric}", xlabel="step")
+    last.set(title=f"validation {metric.replace('recall@', 'R@')}", xlabel="step")
     if len(history):
         last.plot(history["step"], history[metric], **style)
     if baseline is not None and len(baseline):
