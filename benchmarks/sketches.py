@@ -1,8 +1,8 @@
 """What to remember of an identity, to put a pool in order: its mean in eight bits a dimension, or in more, or a code.
 
-Two stages on parts in 3D from a trained encoder, as in notebooks/sweeps/ablation_stages.yaml, three seeds, each with its own
-split. ``python benchmarks/sketches.py``, some half an hour on one core. It goes on where it was stopped. The record is
-data/results/bench/sketches.json.
+Two stages on parts in 3D from a trained encoder, as in notebooks/sweeps/ablation_stages.yaml, three seeds, each with
+its own split. ``python benchmarks/sketches.py``, some half an hour on one core. It goes on where it was stopped. The
+record is data/results/bench/sketches.json.
 """
 
 from pathlib import Path

@@ -480,7 +480,8 @@ def costs() -> str:
         ["hash step as published, 64 to 512 dimensions, 10 to 24 bits",
          f"{hashing['milliseconds'].min():.2f} to {hashing['milliseconds'].max():.2f} ms; Adam on the same layers "
          f"by torch {hashing['floor'].min():.2f} to {hashing['floor'].max():.2f} ms"],
-        *([f"share of BoN in a step of {name}, {method}", f"{part:.2%}"] for (name, method), part in share.items()),
+        *([f"share of BoN in a step of {name}, {method}", f"{part:.2%}" if part >= 1e-4 else "less than 0.01%"]
+          for (name, method), part in share.items()),
         *([f"the same on a GPU (H100), {row['encoder']}, {row['method']}",
            f"{row['share']:.1%}: draw {row['draw']:.2f} ms and update {row['update']:.2f} ms, the copy from the GPU "
            f"with it, beside {row['training']:.1f} ms of training"] for _, row in load_bench("steps_cuda").iterrows()),
