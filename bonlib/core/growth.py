@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bonlib.core.checks import as_array
 from bonlib.core.kernels import grouped, new_streams, plain_order
-from bonlib.core.layout import label_array, label_fingerprint
+from bonlib.core.layout import label_array, label_fingerprint, numbered
 from bonlib.core.means import RunningMeans
 
 if TYPE_CHECKING:
@@ -35,17 +35,8 @@ def is_of_first(state: Any, bag: "HashedMiner") -> bool:
     saved = config.get("num_samples") if isinstance(config, Mapping) else None
     if config is None or not isinstance(saved, int) or not 0 < saved < bag.num_samples:
         return False
-    classes = _classes_of_first(bag, saved)
-    place = np.zeros(len(bag.classes), dtype=bag.class_of.dtype)  # of a class among those
-    place[classes] = np.arange(len(classes))
-    return config.get("labels") == label_fingerprint(bag.classes[classes], place[bag.class_of[:saved]])
-
-
-def _classes_of_first(bag: "HashedMiner", samples: int) -> NDArray[np.int64]:
-    """Where the identities of the first samples are among the bag's, in order."""
-    there = np.zeros(len(bag.classes), dtype=bool)
-    there[bag.class_of[:samples]] = True
-    return np.flatnonzero(there)
+    classes, class_of = numbered(bag.class_of[:saved])
+    return config.get("labels") == label_fingerprint(bag.classes[classes], class_of)
 
 
 def grown(state: Mapping[str, Any], bag: "HashedMiner") -> dict[str, Any]:
@@ -64,7 +55,7 @@ def grown(state: Mapping[str, Any], bag: "HashedMiner") -> dict[str, Any]:
     config = dict(state["config"]) | {name: value for name, value in bag._config().items() if name in _OF_THE_SET}
     bag._check_state(dict(state) | {"config": config})  # first: all that follows is of the shapes of its arguments
     saved = state["config"]["num_samples"]
-    classes = _classes_of_first(bag, saved)
+    classes, _ = numbered(bag.class_of[:saved])  # where the identities of the state are among the bag's
     entries = classes if bag.unit == "identity" else np.arange(saved)
 
     def spread(values: Any, at: NDArray[Any], blank: NDArray[Any]) -> torch.Tensor:

@@ -61,18 +61,23 @@ def checked_labels(labels: ArrayLike | Tensor) -> tuple[NDArray[Any], NDArray[np
     array = label_array(labels)
     if array.size > MAX_SAMPLES:
         raise ValueError(f"labels has {array.size} samples; allowed are up to {MAX_SAMPLES}.")
+    classes, class_of = numbered(array)
+    if len(classes) < 2:
+        raise ValueError(f"labels has {len(classes)} class(es); a negative needs at least 2.")
+    return classes, class_of
+
+
+def numbered(array: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """The distinct values of integers, sorted, and for each element the position of its value among them."""
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if high - low < 4 * array.size and high < 2**31 and low >= -(2**31):  # dense: no need to sort 100 million labels
         shifted = array.astype(np.int64) - low
         present = np.zeros(high - low + 1, dtype=bool)
         present[shifted] = True
         classes = (np.flatnonzero(present) + low).astype(np.int32)
-        class_of = (np.cumsum(present, dtype=np.int32) - 1)[shifted]
-    else:
-        classes, class_of = np.unique(array, return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(f"labels has {len(classes)} class(es); a negative needs at least 2.")
-    return classes, class_of.astype(np.int32, copy=False)
+        return classes, (np.cumsum(present, dtype=np.int32) - 1)[shifted]
+    classes, places = np.unique(array, return_inverse=True)
+    return classes, places.astype(np.int32, copy=False)
 
 
 def label_fingerprint(classes: NDArray[Any], class_of: NDArray[Any]) -> str:

@@ -166,16 +166,14 @@ class BucketTable:
             raise ValueError("state is damaged: the bucket sizes do not add up to the number of members.")
         if near.shape != (self.num_samples,):
             raise ValueError(f"state is damaged: near has shape {near.shape}, not {(self.num_samples,)}.")
-        there = np.zeros(self.num_samples, dtype=bool)
-        there[members] = True
-        if there.sum() != len(members):
+        code = np.full(self.num_samples, UNSEEN, dtype=np.int32)
+        code[members] = np.repeat(np.arange(2**self.bits, dtype=np.int32), sizes)
+        if np.count_nonzero(code != UNSEEN) != len(members):
             raise ValueError("state is damaged: a sample is in two buckets.")
         self._pool, self._size, self._used = members, sizes, len(members)
         self._start = np.cumsum(sizes, dtype=np.int64) - sizes
         self._room = sizes.copy()
-        self.filled, self._near = len(members), near
-        self._code = np.full(self.num_samples, UNSEEN, dtype=np.int32)
-        self._code[members] = np.repeat(np.arange(2**self.bits, dtype=np.int32), sizes)
+        self.filled, self._near, self._code = len(members), near, code
         self._place[members] = np.arange(len(members)) - np.repeat(self._start, sizes)
 
     def _pack(self, spare: int) -> None:

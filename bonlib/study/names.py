@@ -13,6 +13,16 @@ MINER_NAMES = {
 }
 
 
+def metric_name(metric: str) -> str:
+    """What a metric is called in figures, whatever it was measured on.
+
+    Example:
+        >>> metric_name("validation.recall@1"), metric_name("map@r")
+        ('R@1', 'map@r')
+    """
+    return metric.rpartition(".")[2].replace("recall@", "R@")
+
+
 def method_name(miner: str, form: str, loss: str = "") -> str:
     """What a method is called in figures and tables.
 

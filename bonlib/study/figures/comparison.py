@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bonlib.study.figures.style import ACCENTS, FORM_DASHES, INK, MINER_COLOURS, MUTED, count_axis, mean_and_range
-from bonlib.study.names import method_name
+from bonlib.study.names import method_name, metric_name
 from bonlib.study.statistics import mean_interval
 
 _AXES = {"images": "training images seen", "training_seconds": "training seconds, evaluation left out"}
@@ -53,7 +53,7 @@ def opponents(
     figure.legend(lines[:-1], names, loc="outside upper center", ncols=len(references), fontsize=9)
     figure.supxlabel(f"{_AXES.get(x, x)}; shade: 95 % interval of the mean", fontsize=10)
     gap = " " if rows > 1 else "\n"  # one row is too low for a long line
-    figure.supylabel(f"{ylabel or metric.replace('recall@', 'R@')},{gap}validation classes", fontsize=10)
+    figure.supylabel(f"{ylabel or metric_name(metric)},{gap}validation classes", fontsize=10)
     return figure
 
 
@@ -80,7 +80,6 @@ def final_scores(runs: pd.DataFrame, metric: str = "metrics.recall@1") -> Figure
         runs: as :func:`~bonlib.study.records.load_runs` gives them.
         metric: column to draw, on test classes (``metrics.…``) or validation classes (``validation.…``).
     """
-    on, _, measured = metric.partition(".")
     groups = sorted(runs.groupby("method", sort=False), key=lambda item: item[1][metric].mean())
     figure, ax = plt.subplots(figsize=(6.8, 0.36 * len(groups) + 1.1))
     for y, (name, group) in enumerate(groups):
@@ -93,7 +92,7 @@ def final_scores(runs: pd.DataFrame, metric: str = "metrics.recall@1") -> Figure
         ax.annotate(f"{mean:.3f}", (right, y), (6, 0), textcoords="offset points", va="center")
     ax.set(
         yticks=range(len(groups)),
-        xlabel=f"{measured.replace('recall@', 'R@')}, {on.replace('metrics', 'unseen test')} classes",
+        xlabel=f"{metric_name(metric)}, {metric.partition('.')[0].replace('metrics', 'unseen test')} classes",
         ylim=(-0.6, len(groups) - 0.4),
     )
     ax.set_yticklabels([name for name, _ in groups])
@@ -194,7 +193,7 @@ def over(runs: pd.DataFrame, x: str, xlabel: str, metric: str = "validation.reca
         ticks = sorted(here[x].unique())
         ax.set(xlabel=f"{xlabel}; bars: 95 % interval", xticks=ticks, title=name if len(parts) > 1 else "")
         ax.set_xticklabels([f"{tick:,g}" for tick in ticks])
-    axes[0, 0].set_ylabel(f"{metric.partition('.')[2].replace('recall@', 'R@')}, validation classes")
+    axes[0, 0].set_ylabel(f"{metric_name(metric)}, validation classes")
     axes[0, 0].legend()
     return figure
 

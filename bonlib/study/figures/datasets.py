@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bonlib.study.figures.style import LOSS_DASHES, MINER_COLOURS, MUTED, count_axis, mean_and_range
-from bonlib.study.names import method_name
+from bonlib.study.names import method_name, metric_name
 
 
 def curves_by_dataset(history: pd.DataFrame, metric: str = "recall@1") -> Figure:
@@ -35,7 +35,7 @@ def curves_by_dataset(history: pd.DataFrame, metric: str = "recall@1") -> Figure
             ylim=(first - (top - first) / 8, top + (top - first) / 8),
         )
         count_axis(ax, 5)
-    axes[0, 0].set_ylabel(f"{metric.replace('recall@', 'R@')}, validation classes")
+    axes[0, 0].set_ylabel(f"{metric_name(metric)}, validation classes")
     shown = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     labels = list(shown)
     figure.legend(

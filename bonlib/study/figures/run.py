@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from bonlib.study.figures.style import ACCENTS, MINER_COLOURS, MUTED
+from bonlib.study.names import metric_name
 
 _LABEL: dict[str, Any] = {"color": MUTED, "ha": "right", "va": "bottom", "fontsize": 8}
 _LEAST_SPAN = 0.1  # of the axis of recall: less is no change
@@ -48,7 +49,7 @@ def training_curves(
         axes[2].axhline(bits, color=MUTED, linestyle="--")
         axes[2].text(0.98, bits, "most", transform=axes[2].get_yaxis_transform(), **_LABEL)
     last = axes[-1]
-    last.set(title=f"validation {metric.replace('recall@', 'R@')}", xlabel="step")
+    last.set(title=f"validation {metric_name(metric)}", xlabel="step")
     if len(history):
         last.plot(history["step"], history[metric], **style)
     if baseline is not None and len(baseline):
