@@ -201,6 +201,16 @@ def test_rows_to_evaluate_on_are_taken_as_they_are(model, tmp_path):
     assert mined.bag.stats()["age_max"] == updates
 
 
+@pytest.mark.parametrize("taken", [lambda rows: rows.select(range(3, 24)), lambda rows: rows.shuffle(seed=1)])
+def test_rows_whose_labels_are_numbers_are_not_evaluated_on(model, tmp_path, taken):
+    rows = pairs(place=[i // 2 for i in range(ROWS)])
+    mined = TextBag(rows, losses.MultipleNegativesRankingLoss(model), batch_size=BATCH, label="place")
+    with pytest.raises(ValueError, match="evaluate on rows of your own dataset"):
+        train(model, mined, tmp_path, steps=2, eval_dataset=taken(mined.dataset)).evaluate()
+    own = rows.rename_column("place", "label").select(range(3, 24))  # these labels are places
+    assert train(model, mined, tmp_path, steps=2, eval_dataset=own).evaluate()["eval_loss"] > 0
+
+
 @pytest.mark.parametrize(
     ("more", "options", "text"),
     [

@@ -138,6 +138,13 @@ class TextBag(TrainerCallback):
         """What the loss gets as labels of rows: ``(batch,)``, or nothing where there are none."""
         return None if self._classes is None else self._classes[rows.cpu()].to(rows.device)
 
+    def holds(self, dataset: Dataset) -> bool:
+        """Whether rows were taken from ``self.dataset``, numbers and all, by the first of them."""
+        if dataset.column_names != self.dataset.column_names or not len(dataset):
+            return False
+        row = dataset[0]
+        return row[_LABEL] in range(len(self.dataset)) and row == self.dataset[row[_LABEL]]
+
     def draw(self) -> Iterator[list[int]]:
         """Batches of row numbers: first those that a saved state had drawn already, then new ones."""
         yield from list(self._pending)
@@ -210,6 +217,11 @@ class _Sampler:
             raise ValueError("batch_sampler was read from a file; give the sampler of a TextBag anew.")
         numbered = len(dataset) == len(mined.dataset) and _LABEL in dataset.column_names
         if not numbered or not np.array_equal(dataset[_LABEL][:], np.arange(len(dataset))):  # to evaluate on
+            if mined.holds(dataset):
+                raise ValueError(
+                    "These rows are of mined.dataset, but not it as it is, and its labels are numbers of rows; train "
+                    "with all of it, in its order, and evaluate on rows of your own dataset."
+                )
             return BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
         if batch_size != mined.batch_size:
             raise ValueError(
