@@ -219,6 +219,8 @@ def side_by_side(table: pd.DataFrame, columns: Mapping[str, str], own: str) -> F
             ax.plot(mean, y, "|", color=colour, markersize=13, markeredgewidth=2)
         ax.set(title=title)
         ax.margins(x=0.15)
+        if 0 < 20 * table[column].min() < table[column].max():
+            ax.set_xscale("log", nonpositive="clip")
     figure.supxlabel("dot: a seed; bar: 95 % interval of the mean", fontsize=10)
     axes[0].set(yticks=range(len(order)), ylim=(-0.6, len(order) - 0.4))
     axes[0].set_yticklabels(order)
