@@ -315,7 +315,7 @@ def test_miners_leave_global_randomness_alone():
     probe=st.booleans(), share=st.sampled_from([0.0, 0.4, 1.0]), bags=st.integers(1, 3),
 )  # fmt: skip
 def test_no_state_of_the_table_leads_a_draw_out_of_its_arrays(form, data, bits, counts, probe, share, bags):
-    """Filled by any public way; run once more with NUMBA_BOUNDSCHECK=1, where a wrong index is an IndexError."""
+    """Filled by any public way; `make test` sets NUMBA_BOUNDSCHECK=1, where a wrong index is an IndexError."""
     labels = np.repeat(np.arange(len(counts)), counts)
     bag = BagOfNegatives.as_published(
         labels, DIM, form=form, batch_size=12, per_class=4, bits=bits, probe=probe, random_share=share,

@@ -294,7 +294,7 @@ def test_a_huge_row_does_not_reach_beyond_its_own_identity():
     pool=st.integers(1, 12), first=st.integers(0, 6), share=st.sampled_from([0.0, 0.4, 1.0]), bags=st.integers(1, 3),
 )  # fmt: skip
 def test_no_state_leads_a_draw_out_of_its_arrays(unit, form, data, bits, counts, pool, first, share, bags):
-    """Filled by any public way; run once more with NUMBA_BOUNDSCHECK=1, where a wrong index is an IndexError."""
+    """Filled by any public way; `make test` sets NUMBA_BOUNDSCHECK=1, where a wrong index is an IndexError."""
     own = np.repeat(np.arange(len(counts)), counts)
     bag = BagOfNegatives(
         own, DIM, form=form, batch_size=12, per_class=4, bits=bits, unit=unit, pool=pool,
