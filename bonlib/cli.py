@@ -4,7 +4,9 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         from bonlib.study.memory import keep_freed_memory
 
         keep_freed_memory()
-        options.run(options)
+        with _left_out_told_once(options.command):
+            options.run(options)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return INTERRUPTED
@@ -43,6 +46,26 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"bonlib {options.command}{cure or f': {error}'}", file=sys.stderr)
         return WRONG
     return 0
+
+
+@contextmanager
+def _left_out_told_once(command: str) -> Iterator[None]:
+    """What is left out of the data, in one line, although each split of them says so."""
+    from bonlib.datasets.tables import LeftOut
+
+    with warnings.catch_warnings():
+        usual, told = warnings.showwarning, set[str]()
+
+        def show(message: Any, category: type[Warning], *where: Any) -> None:
+            if not issubclass(category, LeftOut):
+                usual(message, category, *where)
+            elif str(message) not in told:
+                told.add(str(message))
+                print(f"bonlib {command}: {message}", file=sys.stderr)
+
+        warnings.simplefilter("always", LeftOut)
+        warnings.showwarning = show
+        yield
 
 
 def _with_cure(error: Exception) -> str:
@@ -129,19 +152,20 @@ def _data_arguments(parser: argparse.ArgumentParser, *, encoder: bool = False) -
         splits = ("train", "validation", "test", "all")
         parser.add_argument("--split", default="test", choices=splits, help="of the data; test, of lookalikes all")
         parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dataset", default="glyphs", help="a name of `bonlib data` (default: %(default)s)")
+    usual = "that of the weights" if encoder else "glyphs"
+    parser.add_argument("--dataset", default=None if encoder else usual, help=f"a name of `bonlib data` ({usual})")
     parser.add_argument("--root", help="where its files are")
     parser.add_argument("--column", help="of a table that holds strings: the column with them")
-    parser.add_argument(
-        "--skip-broken", action="store_true", help="leave out images that cannot be read, and count them"
-    )
+    parser.add_argument("--identity", help="of such a table: the column with the identities (identity)")
+    parser.add_argument("--skip-broken", action="store_true",
+                        help="leave out broken images, or rows without a value, and count them")  # fmt: skip
     parser.add_argument("--any-counts", action="store_true", help="take a benchmark that is not as large as published")
 
 
 def _source(options: argparse.Namespace) -> dict[str, Any]:
     """What the arguments say of the data set, as its options."""
     source = {"root": options.root} if options.root else {}
-    source |= {"column": options.column} if options.column else {}
+    source |= {name: value for name in ("column", "identity") if (value := getattr(options, name))}
     source |= {"on_error": "skip"} if options.skip_broken else {}
     return source | ({"check_counts": False} if options.any_counts else {})
 
@@ -160,7 +184,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
             given = json.loads(value)
         except json.JSONDecodeError as error:
             if not re.fullmatch(r"[A-Za-z][\w.-]*", value):
-                raise ValueError(f"--set {setting}: {value!r} is no JSON; quote text, '{name}=\"{value}\"'.") from error
+                cure = "in it text has double quotes, and true and null are small"
+                cure = cure if value[:1] in "{[" else f"quote text, '{name}=\"{value}\"'"
+                raise ValueError(f"--set {setting}: {value!r} is no JSON; {cure}.") from error
             given = value  # a word, such as cosine
         both = isinstance(given, dict) and isinstance(chosen.get(name), dict)
         chosen[name] = chosen[name] | given if both else given
@@ -194,7 +220,8 @@ def _train(options: argparse.Namespace) -> None:
     images |= {"split_seed": config.seed} if config.own_split else {}  # else it would be measured on what it learned
     save_encoder(
         options.output, experiment.encoder,
-        images=images, learned=experiment.train.class_names, begun=experiment.begun, **experiment.made,
+        dataset=config.dataset, images=images, learned=experiment.train.class_names, begun=experiment.begun,
+        **experiment.made,
     )  # fmt: skip
     print(f"weights: {options.output}")
     try:
@@ -208,19 +235,27 @@ def _train(options: argparse.Namespace) -> None:
     _print_metrics(json.loads(record.read_text())["metrics"])
 
 
-def _loaded(options: argparse.Namespace) -> tuple[Any, Any]:
+def _loaded(options: argparse.Namespace, **more: Any) -> tuple[Any, Any]:
+    """The encoder, and the data set that it is asked about; ``more`` are options, where the data set has them."""
     from bonlib.datasets import load_dataset, options_of
-    from bonlib.training.encoders import check_takes, load_encoder, seen_identities
+    from bonlib.training.encoders import check_takes, dataset_of, load_encoder, seen_identities
 
     encoder, images = load_encoder(options.weights, device=options.device)
-    takes = options_of(options.dataset, text=bool(options.column or "column" in images))
+    name = options.dataset or dataset_of(options.weights) or "glyphs"
+    takes = options_of(name, text=bool(options.column or "column" in images))
     if dropped := sorted(set(images) - takes):
-        print(f"{options.dataset} has no {', '.join(dropped)}, with which the encoder was trained.", file=sys.stderr)
-    chosen = {name: value for name, value in images.items() if name in takes}
-    dataset = load_dataset(options.dataset, options.split, **chosen | _source(options))
+        print(f"{name} has no {', '.join(dropped)}, with which the encoder was trained.", file=sys.stderr)
+    chosen = {name: value for name, value in (images | more).items() if name in takes}
+    dataset = load_dataset(name, options.split, **chosen | _source(options))
     check_takes(encoder.cpu(), dataset[0][0].cpu(), str(options.weights))
-    seen = seen_identities(options.weights, dataset.class_names) if options.split in ("validation", "test") else []
-    if seen:
+    seen = seen_identities(options.weights, dataset.class_names)
+    if seen and options.split in ("train", "all") and options.command == "evaluate":
+        print(
+            f"The encoder learned from {len(seen)} of the {dataset.num_classes} identities; on new ones it is not as "
+            "good as on these.",
+            file=sys.stderr,
+        )
+    elif seen and options.split in ("validation", "test"):
         print(
             f"{len(seen)} of the {dataset.num_classes} identities, such as {seen[0]!r}, bear names of identities that "
             "the encoder was trained on: the data have changed, and their split with them. A table whose column split "
@@ -234,7 +269,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bonlib.training.metrics import evaluate
 
     encoder, dataset = _loaded(options)
-    print(dataset)
+    print(f"{options.split}: {dataset}")
     _print_metrics(evaluate(encoder, dataset, device=options.device))
 
 
@@ -253,8 +288,9 @@ def _embed(options: argparse.Namespace) -> None:
             import pyarrow  # noqa: F401
     check_writable(options.output)
     beside = _beside(options.output, "rows", "row,label,class_name") if kind == ".npy" else options.output
-    encoder, dataset = _loaded(options)
+    encoder, dataset = _loaded(options, keep_shared=True)
     found, labels = embed(encoder, dataset, device=options.device)
+    print(f"{options.split}: {dataset}" + ("" if options.split == "all" else "; --split all takes all"))
     embeddings = found.cpu().numpy()
     rows = pd.DataFrame({"label": labels.numpy(), "class_name": [dataset.class_names[i] for i in labels.tolist()]})
     if "path" in dataset.attributes:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -209,8 +210,8 @@ def test_a_broken_image_in_any_split_is_found_before_training(folders, capsys, s
     assert "give --skip-broken" in said
     assert "0%" not in said  # no step was made
     assert not (folders / "encoder.pt").exists()
-    with pytest.warns(UserWarning, match="Left out"):
-        assert cli.main(train_arguments(photos, folders, "--skip-broken")) == 0
+    assert cli.main(train_arguments(photos, folders, "--skip-broken")) == 0
+    assert capsys.readouterr().err.count("bonlib train: Left out: 1 (broken)") == 1
 
 
 def test_images_that_break_while_it_trains_do_not_lose_the_weights(folders, capsys, monkeypatch):
@@ -284,6 +285,9 @@ def test_nothing_beside_the_output_is_overwritten_or_deleted(trained, tmp_path, 
         (["train", "--set", "batch_size=7"], "batch_size is 7; it must be a multiple of 4"),
         (["train", "--output", "/dev/null/x/encoder.pt"], "give another place"),
         (["train", "--output", "/"], "a folder has this name"),
+        (["train", "--dataset", "table", "--root", "no.csv", "--column", "name"], "root is 'no.csv', which is no file"),
+        (["train", "--set", 'start="first.pt"'], "start is 'first.pt', which is no file"),
+        (["train", "--set", "dataset_options={'a': 1}"], "is no JSON; in it text has double quotes"),
         (["train", "--dataset", "folder", "--root", "/dev/null/photos"], "which is no folder"),
         (["train", "--dataset", "folder"], "root is None; 'folder' needs one"),
         (["train", "--dataset", "market1501", "--root", "/"], "has not the published layout"),
@@ -303,7 +307,8 @@ def test_encoders_and_outputs_that_do_not_fit_end_with_a_sentence(trained, tmp_p
     for arguments, status, message in (
         (["evaluate", str(weights), *source, "--device", "cuda:9"], 2, "but torch sees"),
         (["evaluate", str(tmp_path / "half.pt"), *source], 2, "it is damaged or no file of torch"),
-        (["evaluate", str(weights)], 2, "does not take samples of 1×32×32"),  # glyphs are grey
+        (["evaluate", str(weights), "--dataset", "glyphs"], 2, "does not take samples of 1×32×32"),  # they are grey
+        (["evaluate", str(weights)], 2, "root is None; 'folder' needs one"),  # as it was trained
         (["embed", str(weights), *source, "--output", "/dev/null/x.npy"], 2, "give another place"),
         (["embed", str(weights), *source, "--output", "x.csv"], 2, "allowed are names that end in"),
         (["neighbours", str(weights), *source, "--output", "x.pdf"], 2, "allowed are names that end in"),
@@ -360,8 +365,10 @@ def test_a_table_of_names_is_trained_on_and_evaluated(folders, capsys):
     (record,) = (folders / "results" / "scratch").glob("table-two-stage-bag-set-0-*.json")
     assert json.loads(record.read_text())["config"]["encoder"] == "ngrams"
     # Of the weights it is known which column they are of; the same file elsewhere is the same data.
-    assert cli.main(["evaluate", str(weights), "--dataset", "table", "--root", str(table)]) == 0
-    assert "recall@1" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(weights), "--root", str(table)]) == 0
+    assert re.search(r"\ntest: TextSet.*recall@1", capsys.readouterr().out, re.DOTALL)
+    assert cli.main(["evaluate", str(weights), "--root", str(table), "--split", "train"]) == 0
+    assert "The encoder learned from 20 of the 20 identities; on new ones" in capsys.readouterr().err
     assert cli.main(["embed", str(weights), *source, "--output", str(folders / "names.npy")]) == 0
     found = pd.read_csv(folders / "names.rows.csv")
     assert set(found["string"]) <= {name for name, _ in rows}
@@ -375,7 +382,7 @@ def test_a_table_of_names_is_trained_on_and_evaluated(folders, capsys):
     assert cli.main([*arguments, "--output", str(folders / "sheet.png")]) == 0
     assert cli.main(["lookalikes", str(weights), *source, "--output", str(folders / "sheet.html")]) == 0
     assert "first_string" in (folders / "sheet.html").read_text()
-    assert cli.main(["evaluate", str(weights)]) == 2  # glyphs are no strings
+    assert cli.main(["evaluate", str(weights), "--dataset", "glyphs"]) == 2  # these are no strings
     assert "does not take samples" in capsys.readouterr().err
 
 

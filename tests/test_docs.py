@@ -104,6 +104,33 @@ def test_the_commands_of_the_pages_run_on_photos_and_on_names(example, folders, 
                 assert cli.main(command[1:]) == 0, command
 
 
+@pytest.mark.filterwarnings("ignore:.*(identities|classes have fewer):UserWarning")  # the example has few
+def test_names_become_a_matcher_as_the_page_says(folders, monkeypatch, capsys):
+    monkeypatch.chdir(folders)
+    syllables = [first + second for first in "bdfgklmnprst" for second in "aeiou"]
+    rows = [(f"{i:03}", f"{one}{two} {end}") for i, (one, two) in enumerate(zip(syllables, syllables[7:], strict=False))
+            for end in ("Ltd", " LIMITED", "inc")]  # fmt: skip
+    rows += [("001", "Shared Name"), ("002", "shared  name")]
+    pd.DataFrame(rows, columns=["customer_id", "name"]).to_csv("names.csv", index=False)
+    page = (ROOT / "docs" / "start.md").read_text().partition("## Names, the whole way")[2].partition("\n## ")[0]
+    scope: dict = {}
+    for language, block in re.findall(r"```(python)?\n(.*?)```", page, re.DOTALL):
+        if language:
+            exec(block, scope)
+            continue
+        for line in block.strip().splitlines():
+            command = shlex.split(re.sub(r"--steps \d+", "--steps 30", line))
+            assert cli.main([*command[1:], *(["--set", "batch_size=32"] if command[1] == "train" else [])]) == 0, line
+    assert "one stranger in a hundred" in capsys.readouterr().out
+    known = pd.read_parquet("known.parquet")
+    assert (known["string"] == "shared name").sum() == 2  # under both identities
+    assert len(known) == len(rows)
+    aside, own = scope["aside"], scope["own"]
+    assert 0 < len(aside) < len(known)
+    strangers = scope["cosines"].masked_fill(own, -1).amax(dim=1)
+    assert (strangers > scope["threshold"]).float().mean() <= 0.01 + 1 / len(aside)
+
+
 def test_links_of_readme_and_docs_lead_somewhere():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):

@@ -151,12 +151,8 @@ split = lambda part: {"split": lambda n: part if n < 9 else "train"}  # noqa: E7
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        (
-            changed(2, identity=None),
-            "x.parquet",
-            r"x.parquet has a null identity in data row 3; fill it, or leave the row",
-        ),
-        (changed(4, path=None), "x.parquet", r"has a null path in data row 5"),
+        (changed(2, identity=None), "x.parquet", r"x.parquet has no identity in data row 3; fill it, or leave the row"),
+        (changed(4, path=None), "x.parquet", r"has no path in data row 5"),
         (changed(2, identity=""), "x.csv", r"x.csv has no identity in data row 3; fill it"),
         (changed(3, path="  "), "x.csv", r"has no path in data row 4"),
         (

@@ -153,10 +153,61 @@ def test_strings_of_two_identities_are_left_out_with_a_warning(tmp_path):
     alike = [("x" * 62 + ending, customer) for ending, customer in (("a", "1"), ("b", "2"), ("", "3"))]
     long = [*alike, ("y" * 62 + "a", "4"), ("y" * 62 + "b", "4"), *((f"name {i}", f"{i // 2}") for i in range(20))]
     file = write(tmp_path / "long.csv", long, ("name", "identity"))
-    with pytest.warns(LeftOut, match=r"1 \(repeated\), 3 \(of two identities\)"):  # alike to the encoder
+    with pytest.warns(LeftOut, match=r"1 \(repeated\), 3 \(of two identities by their first 62 characters\)"):
         part = load_dataset("table", "all", root=file, column="name")
     assert [name[:2] for name in part.strings].count("yy") == 1
     assert not any(name.startswith("xx") for name in part.strings)
+
+
+def test_shared_strings_are_kept_to_search_among_and_the_split_stays(tmp_path):
+    rows = [(f"name {i}", f"{i // 2}") for i in range(60)]
+    rows += [(f"shared {i}", f"{identity}") for i in range(20) for identity in (i, i + 1, 40 + i)]
+    file = write(tmp_path / "names.csv", rows, ("name", "identity"))
+    for split in ("train", "validation", "test", "all"):
+        with pytest.warns(LeftOut, match=r"60 \(of two identities\); of two identities is data row 61, 62, 63 and 57"):
+            without = load_dataset("table", split, root=file, column="name")
+        kept = load_dataset("table", split, root=file, column="name", keep_shared=True)
+        chosen = {(name, identity) for name, identity in rows if split == "all" or identity in without.class_names}
+        assert {
+            (name, kept.class_names[label]) for name, label in zip(kept.strings, kept.labels, strict=True)
+        } == chosen
+        assert set(without.strings) == {name for name, _ in chosen if name.startswith("name")}
+
+
+def test_rows_without_a_value_are_told_together_or_left_out(tmp_path):
+    rows = [(f"name {i}", f"{i // 2}") for i in range(24)] + [("", "1"), ("nobody", ""), ("", ""), ("  ", "3")]
+    for ending in ("csv", "parquet"):
+        file = tmp_path / f"names.{ending}"
+        table = pd.DataFrame(rows, columns=["name", "identity"])
+        table.to_csv(file, index=False) if ending == "csv" else table.replace("", None).to_parquet(file)
+        with pytest.raises(
+            ValueError, match="no name in data row 25, 27, 28, and no identity in data row 26, 27; fill"
+        ):
+            load_dataset("table", "all", root=file, column="name")
+        with pytest.warns(LeftOut, match=r"Left out of 28 strings: 4 \(empty\)"):
+            part = load_dataset("table", "all", root=file, column="name", on_error="skip")
+        assert part.strings == [name for name, _ in sorted(rows[:24], key=lambda row: (row[1], row[0]))]
+    with pytest.raises(ValueError, match="on_error is 'drop'"):
+        load_dataset("table", "all", root=file, column="name", on_error="drop")
+
+
+def test_an_empty_string_is_refused():
+    with pytest.raises(ValueError, match=r"strings\[1\] is empty"):
+        TextSet(["a", ""], torch.tensor([0, 1]), ["a", "b"])
+
+
+def test_what_stands_between_the_names_is_told_whatever_the_rows_hold(tmp_path):
+    (tmp_path / "semi.csv").write_text("identity;name\n1;Acme, Inc\n2;Smith, Jones, Co\n")
+    with pytest.raises(ValueError, match="has ';' between its names"):
+        load_dataset("table", "all", root=tmp_path / "semi.csv", column="name")
+
+
+@pytest.mark.parametrize(("wrong", "message"), [("", "no split in data row 7"), ("val", "split 'val' in data row 7")])
+def test_a_wrong_split_of_a_table_of_names_is_told_with_its_row(tmp_path, wrong, message):
+    rows = [(f"name {i}", f"{i // 2}", wrong if i == 6 else "train") for i in range(24)]
+    file = write(tmp_path / "names.csv", rows, ("name", "identity", "split"))
+    with pytest.raises(ValueError, match=message):
+        load_dataset("table", "train", root=file, column="name")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +243,7 @@ def test_a_split_that_a_table_has_not_is_said_with_those_that_it_has(tmp_path):
 def test_a_table_of_names_has_no_queries(tmp_path):
     rows = [("acme", "1", "query"), ("acme inc", "1", "gallery")]
     file = write(tmp_path / "names.csv", rows, ("name", "identity", "split"))
-    with pytest.raises(ValueError, match="has the split 'gallery'; allowed are train, validation and test"):
+    with pytest.raises(ValueError, match="has the split 'query' in data row 1; allowed are train, validation and test"):
         load_dataset("table", "test", root=file, column="name")
 
 

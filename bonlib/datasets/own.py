@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from bonlib.core.paths import data_dir
 from bonlib.datasets.files import why_no_image
 from bonlib.datasets.splits import Split, check_split, seed_of_split
 from bonlib.datasets.strings import LONGEST, TextSet
-from bonlib.datasets.tables import JUNK, UNKNOWN_CAMERA, LeftOut, Row, check_rows, make_table, rows_of
+from bonlib.datasets.tables import JUNK, UNKNOWN_CAMERA, LeftOut, OnError, Row, check_rows, make_table, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,8 +118,7 @@ def image_table(root: Path, seed: int) -> "pd.DataFrame":
             raise ValueError(f"{root} has the split {part!r} in data row {row + 1}; allowed are {', '.join(_PARTS)}.")
         if part == "" and any(parts):
             raise ValueError(f"{root} has no split in data row {row + 1}; fill the column or leave it out.")
-    for column in ("path", "identity"):
-        _refuse_empty(root, column, text[column])
+    _refuse_empty(root, {name: text[name] for name in ("path", "identity")}, "fill it, or leave the row out")
     cameras = given["camera"].tolist() if "camera" in given else [UNKNOWN_CAMERA] * len(given)
     numbers = [_camera(value, root, row) for row, value in enumerate(cameras)]
     rows: list[Row] = [
@@ -143,13 +142,15 @@ def string_table(
     typos: float = 0.0,
     seed: int = 0,
     split_seed: int | None = None,
+    on_error: OnError = "raise",
+    keep_shared: bool = False,
 ) -> TextSet:
     """A CSV or parquet file with a column of strings and one of identities, and perhaps one called split.
 
     What users have who link records: customers, products or companies by their names. Files as in
-    :func:`image_table`. A string that two identities share belongs to neither, for it would be a false negative; one
-    that an identity has twice counts once; those of the identity ``-1`` are junk. All are counted in a warning. Strings
-    are the same where their first 62 characters are.
+    :func:`image_table`. A string that two identities share is left out, for in training it would be a false negative;
+    one that an identity has twice counts once; those of the identity ``-1`` are junk. All are counted in a warning.
+    Strings are the same where their first 62 characters are.
 
     Args:
         split: ``"train"``, ``"validation"``, ``"test"`` or ``"all"``; without a column split the identities are split
@@ -161,6 +162,8 @@ def string_table(
         typos: share of characters changed in training strings, see there.
         seed: of the split.
         split_seed: of the split alone; by default ``seed``.
+        on_error: ``"skip"`` leaves out rows without a string or an identity, and counts them.
+        keep_shared: keep strings that several identities share, under each: to search among, not to train on.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -169,45 +172,62 @@ def string_table(
     import pandas as pd
 
     check_split(split)
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error is {on_error!r}; allowed are 'raise' and 'skip'.")
     file = strings_file(root)
     given = _read_table(file)
     if missing := {column, identity} - set(given.columns):
-        cure = 'give their names as column and identity, as in --set \'dataset_options={"identity": "customer_id"}\''
         raise ValueError(
-            f"{file} has the columns {list(given.columns)}; missing: {', '.join(sorted(missing))}; {cure}."
+            f"{file} has the columns {list(given.columns)}; missing: {', '.join(sorted(missing))}; give their names as "
+            "column and identity, on the command line --column and --identity."
         )
     table = pd.DataFrame({"string": _texts(given, column, file), "identity": _texts(given, identity, file)})
     table["part"] = _texts(given, "split", file) if "split" in given else ""
-    for name, label in (("string", column), ("identity", identity)):
-        _refuse_empty(file, label, table[name].tolist())
-    if (table["part"] == "").any() and (table["part"] != "").any():
-        raise ValueError(f"{file} has a split in some rows and none in others; fill the column or leave it out.")
-    if wrong := sorted(set(table["part"]) - {"", "train", "validation", "test"}):
-        raise ValueError(f"{file} has the split {wrong[0]!r}; allowed are train, validation and test.")
-    total, junk = len(table), int((table["identity"] == "-1").sum())
-    table = table[table["identity"] != "-1"]
+    total, full = len(table), (table["string"] != "") & (table["identity"] != "")
+    if on_error == "raise":
+        values = {column: table["string"].tolist(), identity: table["identity"].tolist()}
+        _refuse_empty(file, values, "fill it, or give on_error='skip' to leave such rows out")
+    if (table["part"] != "").any() and (table["part"] == "").any():
+        row = table.index[table["part"] == ""][0] + 1
+        raise ValueError(f"{file} has no split in data row {row}; fill the column or leave it out.")
+    if len(wrong := table[~table["part"].isin(["", "train", "validation", "test"])]):
+        raise ValueError(
+            f"{file} has the split {wrong['part'].iloc[0]!r} in data row {wrong.index[0] + 1}; allowed are train, "
+            "validation and test."
+        )
+    junk = full & (table["identity"] == "-1")
+    table = table[full & ~junk]
+    counts = {"empty": int((~full).sum()), "junk, identity -1": int(junk.sum())}
     table = table.assign(seen=table["string"].str[:LONGEST])  # what the encoder sees
+    counts["repeated"] = int(table.duplicated(["seen", "identity"]).sum())
     table = table.drop_duplicates(["seen", "identity"])
-    repeated = total - junk - len(table)
     shared = table["seen"].duplicated(keep=False)
-    counts = {"repeated": repeated, "of two identities": int(shared.sum()), "junk, identity -1": junk}
+    if not keep_shared:
+        same = shared & table["string"].duplicated(keep=False)
+        counts["of two identities"] = int(same.sum())
+        counts[f"of two identities by their first {LONGEST} characters"] = int((shared & ~same).sum())
     if left_out := {reason: count for reason, count in counts.items() if count}:
         told = ", ".join(f"{count} ({reason})" for reason, count in left_out.items())
+        if shared.any() and not keep_shared:
+            told += f"; of two identities is data row {_rows(table.index[shared])}"
         warnings.warn(f"Left out of {total} strings: {told}", LeftOut, stacklevel=3)
-    table = table[~shared].sort_values(["identity", "string"], kind="stable")
     sides = table.groupby("identity")["part"].nunique()
     if len(split_over := sides[sides > 1]):
         raise ValueError(
             f"{file} has the identity {split_over.index[0]!r} in several splits; identities of training, validation "
             "and test must differ."
         )
-    rows = table[rows_of(table, split, 0.1, seed_of_split(seed, split_seed))]
+    alone = table[~shared].sort_values(["identity", "string"], kind="stable")
+    rows = alone[rows_of(alone, split, 0.1, seed_of_split(seed, split_seed))]  # whatever else is kept, the same split
     if rows.empty:
         there = ", ".join(sorted(set(table["part"]) - {""})) or "none that is left"
         raise ValueError(
-            f"{file} has no strings of the split {split!r}; it has {there}. Ask for one of these (--split), and train "
-            "without the final measure where there is no test (--set test=false)."
+            f"{file} has no strings of the split {split!r}; it has {there}. Where there is no test, train without the "
+            "final measure (--set test=false); measure and embed one that is there (--split)."
         )
+    if keep_shared:
+        kept = shared & ((split == "all") | table["identity"].isin(rows["identity"]))
+        rows = pd.concat([rows, table[kept]]).sort_values(["identity", "string"], kind="stable")
     names, labels = np.unique(rows["identity"].to_numpy(dtype=str), return_inverse=True)
     augmentation: dict[str, Any] = {"drop": drop, "typos": typos} if split == "train" else {}
     return TextSet(
@@ -218,8 +238,18 @@ def string_table(
 
 
 def strings_file(root: str | Path | None) -> Path:
-    """The file of a table of strings, where none is given ``table.csv`` in the data directory."""
-    return data_dir() / "table.csv" if root is None else Path(root).expanduser()
+    """The file of a table of strings, where none is given ``table.csv`` in the data directory.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    return _file(data_dir() / "table.csv" if root is None else Path(root).expanduser())
+
+
+def _file(root: Path) -> Path:
+    if not root.is_file():
+        raise FileNotFoundError(f"root is {str(root)!r}, which is no file; expected a .csv, .tsv or .parquet file.")
+    return root
 
 
 def _read_table(root: Path) -> "pd.DataFrame":
@@ -231,9 +261,7 @@ def _read_table(root: Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    if not root.is_file():
-        raise FileNotFoundError(f"root is {str(root)!r}, which is no file; expected a .csv, .tsv or .parquet file.")
-    suffix = root.suffix.lower()
+    suffix = _file(root).suffix.lower()
     if suffix not in (".csv", ".tsv", ".txt", ".parquet", ".pq"):
         raise ValueError(f"root is {str(root)!r}; expected a name that ends in .csv, .tsv or .parquet.")
     if suffix in (".parquet", ".pq"):
@@ -245,40 +273,44 @@ def _read_table(root: Path) -> "pd.DataFrame":
     encoding = "utf-16" if beginning[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skip_blank_lines": True, "encoding": encoding}
     try:
+        separator = "\t" if suffix == ".tsv" else ","
+        with root.open(encoding=encoding, newline="") as opened:
+            first = next((row for row in csv.reader(opened, delimiter=separator) if any(map(str.strip, row))), [])
+        names = [name.strip() for name in first]
+        if len(names) == 1 and (other := re.search(r"[;\t|,]", names[0])):
+            raise ValueError(f"{root} has {other[0]!r} between its names; save it with commas, or as .tsv with tabs.")
         with warnings.catch_warnings():  # of rows longer than the first, whose values would shift
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            separator = "\t" if suffix == ".tsv" else ","
             table = pd.read_csv(root, sep=separator, skipinitialspace=True, index_col=False, **options)
-            if len(table.columns) == 1 and (other := re.search(r"[;\t|,]", str(table.columns[0]))):
-                raise ValueError(
-                    f"{root} has {other[0]!r} between its names; save it with commas, or as .tsv with tabs."
-                )
-            if table.empty:
-                raise ValueError(f"{root} has a first row and no data rows; add some.")
-            with root.open(encoding=encoding, newline="") as opened:
-                first = next(row for row in csv.reader(opened, delimiter=separator) if any(map(str.strip, row)))
-                names = [name.strip() for name in first]
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise ValueError(f"{root} has the column {twice[0]!r} twice; keep one of them.")
-            return table.set_axis(names, axis=1)
+        if table.empty:
+            raise ValueError(f"{root} has a first row and no data rows; add some.")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{root} has the column {twice[0]!r} twice; keep one of them.")
+        return table.set_axis(names, axis=1)
     except UnicodeError as error:
         raise ValueError(f"{root} is not in UTF-8 ({error}); save it as UTF-8.") from error
     except pd.errors.EmptyDataError:
         raise ValueError(f"{root} is empty; expected a first row with the names of the columns.") from None
-    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+    except (pd.errors.ParserError, pd.errors.ParserWarning, csv.Error) as error:
         reason = str(error).strip()
         raise ValueError(f"{root} is no table ({reason}); quote values that hold commas, close each quote.") from error
 
 
-def _refuse_empty(file: Path, column: str, values: list[str]) -> None:
-    """Tell of all empty values of a column at once.
+def _refuse_empty(file: Path, columns: Mapping[str, list[str]], cure: str) -> None:
+    """Tell of all empty values of some columns at once.
 
     Raises:
         ValueError: if there is one.
     """
-    if rows := [str(row) for row, value in enumerate(values, start=1) if not value]:
-        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-        raise ValueError(f"{file} has no {column} in data row {', '.join(rows[:3])}{more}; fill it, or leave it out.")
+    empty = {name: [row for row, value in enumerate(values) if not value] for name, values in columns.items()}
+    if told := [f"no {name} in data row {_rows(rows)}" for name, rows in empty.items() if rows]:
+        raise ValueError(f"{file} has {', and '.join(told)}; {cure}.")
+
+
+def _rows(index: Sequence[int]) -> str:
+    """The first data rows at some places, and how many more there are."""
+    more = f" and {len(index) - 3} more" if len(index) > 3 else ""
+    return ", ".join(str(row + 1) for row in index[:3]) + more
 
 
 def _texts(given: "pd.DataFrame", column: str, root: Path) -> list[str]:
@@ -290,11 +322,12 @@ def _texts(given: "pd.DataFrame", column: str, root: Path) -> list[str]:
         if isinstance(value, str) and "\n" in value.strip() and root.suffix.lower() in (".csv", ".tsv", ".txt"):
             raise ValueError(
                 f"{root} has a line break in the {column} of data row {row + 1}, {value[:40]!r}: a quote at the "
-                "beginning of a value that is not closed swallows rows. Double it, or write a .parquet file."
+                "beginning of a value that is not closed swallows rows. Double it; or, where the value has a line "
+                "break, put a blank there, or write a .parquet file."
             )
         if pd.api.types.is_scalar(value) and pd.isna(value):
-            raise ValueError(f"{root} has a null {column} in data row {row + 1}; fill it, or leave the row out.")
-        if isinstance(value, float):
+            values[row] = ""
+        elif isinstance(value, float):
             if not value.is_integer():
                 raise ValueError(
                     f"{root} has the {column} {value!r} in data row {row + 1}; give text or whole numbers."

@@ -64,6 +64,8 @@ class TextSet(LabelledSet):
         super().__post_init__()
         self.drop = real_number("drop", self.drop, 0, 0.9)
         self.typos = real_number("typos", self.typos, 0, 0.9)
+        if "" in self.strings:
+            raise ValueError(f"strings[{self.strings.index('')}] is empty, and near to anything; leave it out.")
 
     def __len__(self) -> int:
         """Number of strings."""

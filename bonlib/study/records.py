@@ -56,7 +56,9 @@ def config_key(config: Mapping[str, Any]) -> str:
         chosen["dataset_options"] = content_key(chosen["dataset"], chosen.get("dataset_options", {}))
     start = chosen.get("start")
     if isinstance(start, str):
-        chosen["start"] = file_digest(str(Path(start).expanduser()))
+        if not (file := Path(start).expanduser()).is_file():
+            raise FileNotFoundError(f"start is {start!r}, which is no file; give weights that `bonlib train` wrote.")
+        chosen["start"] = file_digest(str(file))
     elif start and ("dataset_options" in start or has_content(start.get("dataset", ""))):
         of = start.get("dataset", chosen["dataset"])
         chosen["start"] = start | {"dataset_options": content_key(of, start.get("dataset_options", {}))}

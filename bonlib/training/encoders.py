@@ -210,6 +210,7 @@ def save_encoder(
     file: str | Path,
     encoder: nn.Module,
     *,
+    dataset: str = "",
     images: dict[str, Any] | None = None,
     learned: Iterable[str] = (),
     begun: str | Path | None = None,
@@ -220,6 +221,7 @@ def save_encoder(
     Args:
         file: where to; an older file is replaced in one piece.
         encoder: as :func:`make_encoder` made it, perhaps compiled or wrapped since.
+        dataset: name of the data set that it learned from, see :func:`dataset_of`.
         images: options of the data set that it takes, such as ``size``, plain values; :func:`load_encoder` gives them
             back.
         learned: names of the identities that it learned from, of which the file keeps hashes: :func:`seen_identities`.
@@ -237,7 +239,7 @@ def save_encoder(
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"made is {made}, which does not make this encoder: {reason} Give what made it.") from error
     known = _hashed(learned) if begun is None else torch.cat([_learned(begun), _hashed(learned)]).unique()
-    content = {"format": _FORMAT, "made": made, "images": images, "state": state, "learned": known}
+    content = {"format": _FORMAT, "made": made, "images": images, "state": state, "learned": known, "dataset": dataset}
     write_torch(Path(file), content)
     return Path(file)
 
@@ -249,6 +251,11 @@ def seen_identities(file: str | Path, names: Sequence[str]) -> list[str]:
     """
     known = set(_learned(file).tolist())
     return [name for name, own in zip(names, _hashed(names).tolist(), strict=True) if own in known]
+
+
+def dataset_of(file: str | Path) -> str:
+    """The name of the data set that the encoder of a file learned from, empty where the file does not tell."""
+    return read_torch(Path(file), _FORMAT, "give one that save_encoder wrote").get("dataset", "")
 
 
 def _learned(file: str | Path) -> Tensor:
