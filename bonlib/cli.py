@@ -184,8 +184,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
             given = json.loads(value)
         except json.JSONDecodeError as error:
             if not re.fullmatch(r"[A-Za-z][\w.-]*", value):
-                cure = "in it text has double quotes, and true and null are small"
-                cure = cure if value[:1] in "{[" else f"quote text, '{name}=\"{value}\"'"
+                cure = "in it text has double quotes" if value[:1] in "{[" else f"quote text, '{name}=\"{value}\"'"
                 raise ValueError(f"--set {setting}: {value!r} is no JSON; {cure}.") from error
             given = value  # a word, such as cosine
         both = isinstance(given, dict) and isinstance(chosen.get(name), dict)
@@ -250,11 +249,10 @@ def _loaded(options: argparse.Namespace, **more: Any) -> tuple[Any, Any]:
     check_takes(encoder.cpu(), dataset[0][0].cpu(), str(options.weights))
     seen = seen_identities(options.weights, dataset.class_names)
     if seen and options.split in ("train", "all") and options.command == "evaluate":
-        print(
-            f"The encoder learned from {len(seen)} of the {dataset.num_classes} identities; on new ones it is not as "
-            "good as on these.",
-            file=sys.stderr,
+        known = (
+            f"The encoder learned from {len(seen)} of the {dataset.num_classes} identities; on new ones it is worse."
         )
+        print(known, file=sys.stderr)
     elif seen and options.split in ("validation", "test"):
         print(
             f"{len(seen)} of the {dataset.num_classes} identities, such as {seen[0]!r}, bear names of identities that "
