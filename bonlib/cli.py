@@ -247,13 +247,8 @@ def _loaded(options: argparse.Namespace, **more: Any) -> tuple[Any, Any]:
     chosen = {name: value for name, value in (images | more).items() if name in takes}
     dataset = load_dataset(name, options.split, **chosen | _source(options))
     check_takes(encoder.cpu(), dataset[0][0].cpu(), str(options.weights))
-    seen = seen_identities(options.weights, dataset.class_names)
-    if seen and options.split in ("train", "all") and options.command == "evaluate":
-        known = (
-            f"The encoder learned from {len(seen)} of the {dataset.num_classes} identities; on new ones it is worse."
-        )
-        print(known, file=sys.stderr)
-    elif seen and options.split in ("validation", "test"):
+    seen = seen_identities(options.weights, dataset.class_names) if options.split in ("validation", "test") else []
+    if seen:
         print(
             f"{len(seen)} of the {dataset.num_classes} identities, such as {seen[0]!r}, bear names of identities that "
             "the encoder was trained on: the data have changed, and their split with them. A table whose column split "
@@ -264,9 +259,13 @@ def _loaded(options: argparse.Namespace, **more: Any) -> tuple[Any, Any]:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from bonlib.training.encoders import seen_identities
     from bonlib.training.metrics import evaluate
 
     encoder, dataset = _loaded(options)
+    if options.split in ("train", "all") and (seen := seen_identities(options.weights, dataset.class_names)):
+        text = f"The encoder learned from {len(seen)} of the {dataset.num_classes} identities; on new ones it is worse."
+        print(text, file=sys.stderr)
     print(f"{options.split}: {dataset}")
     _print_metrics(evaluate(encoder, dataset, device=options.device))
 

@@ -20,7 +20,17 @@ from bonlib.core.paths import data_dir
 from bonlib.datasets.files import why_no_image
 from bonlib.datasets.splits import Split, check_split, seed_of_split
 from bonlib.datasets.strings import LONGEST, TextSet
-from bonlib.datasets.tables import JUNK, UNKNOWN_CAMERA, LeftOut, OnError, Row, check_rows, make_table, rows_of
+from bonlib.datasets.tables import (
+    JUNK,
+    UNKNOWN_CAMERA,
+    LeftOut,
+    OnError,
+    Row,
+    check_on_error,
+    check_rows,
+    make_table,
+    rows_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,8 +182,7 @@ def string_table(
     import pandas as pd
 
     check_split(split)
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error is {on_error!r}; allowed are 'raise' and 'skip'.")
+    check_on_error(on_error)
     file = strings_file(root)
     given = _read_table(file)
     if missing := {column, identity} - set(given.columns):

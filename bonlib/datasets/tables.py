@@ -105,8 +105,7 @@ def image_set(
     check_split(split)
     if statistics is not None and not color:
         raise ValueError(f"statistics is {statistics!r} and color False; ImageNet's statistics are of three channels.")
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error is {on_error!r}; allowed are 'raise' and 'skip'.")
+    check_on_error(on_error)
     for name, value in (("color", color), ("in_memory", in_memory)):
         if value not in (True, False) and not (name == "in_memory" and value is None):
             raise ValueError(f"{name} is {value!r}; allowed are True and False.")
@@ -155,6 +154,16 @@ def image_set(
         first = f"; of {len(rows)} images the first that is broken: {broken[0]}" if broken else ""
         warnings.warn(f"Left out: {told}{first}", LeftOut, stacklevel=2)
     return everything.subset([i for i, line in enumerate(lines) if not line]) if broken else everything
+
+
+def check_on_error(on_error: OnError) -> None:
+    """Refuse what is no way to go on.
+
+    Raises:
+        ValueError: if it is neither ``"raise"`` nor ``"skip"``.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error is {on_error!r}; allowed are 'raise' and 'skip'.")
 
 
 def check_parts(table: "pd.DataFrame") -> None:
