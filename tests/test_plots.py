@@ -48,13 +48,17 @@ def lines_by_label(ax):
 
 @pytest.mark.parametrize("x", ["images", "training_seconds"])
 def test_curves_are_means_over_seeds_in_the_miners_colour(history, x):
-    (ax, *_) = figures.opponents(history, x, ["random sets + batch-hard", "BoN sets + batch-hard"]).axes
+    (ax, *_) = figures.opponents(history, x, ["random sets + batch-hard", "first-stage sets + batch-hard"]).axes
     lines = lines_by_label(ax)
-    assert set(lines) == {"random sets + batch-hard", "BoN sets + batch-hard", "BoN triplets"}
+    assert set(lines) == {"random sets + batch-hard", "first-stage sets + batch-hard", "first-stage triplets"}
     expected = history.query("miner == 'bag' and form == 'triplet'").groupby("step")[[x, "recall@1"]].mean()
-    assert lines["BoN triplets"].get_xydata() == pytest.approx(expected.to_numpy())
-    assert lines["BoN triplets"].get_color() == lines["BoN sets + batch-hard"].get_color() == MINER_COLOURS["bag"]
-    assert lines["BoN triplets"].get_linestyle() != lines["BoN sets + batch-hard"].get_linestyle()
+    assert lines["first-stage triplets"].get_xydata() == pytest.approx(expected.to_numpy())
+    assert (
+        lines["first-stage triplets"].get_color()
+        == lines["first-stage sets + batch-hard"].get_color()
+        == MINER_COLOURS["bag"]
+    )
+    assert lines["first-stage triplets"].get_linestyle() != lines["first-stage sets + batch-hard"].get_linestyle()
     assert ax.figure.get_supxlabel()
     assert ax.figure.get_supylabel()
 
@@ -77,9 +81,9 @@ def test_one_seed_has_no_interval(history):
 
 
 def test_each_opponent_has_a_panel_over_the_references(history):
-    figure = figures.opponents(history, "images", ["random sets + batch-hard", "BoN sets + batch-hard"])
+    figure = figures.opponents(history, "images", ["random sets + batch-hard", "first-stage sets + batch-hard"])
     shown = [ax for ax in figure.axes if ax.axison]
-    assert [ax.get_title("left") for ax in shown] == ["BoN triplets"]
+    assert [ax.get_title("left") for ax in shown] == ["first-stage triplets"]
     assert [line.get_color() for line in shown[0].get_lines()] == [
         MINER_COLOURS["random"],
         MINER_COLOURS["bag"],
@@ -91,8 +95,8 @@ def test_leads_and_costs_are_drawn_as_the_tables_say(history):
     runs = history.query("step == 30").assign(
         steps=30, peak_memory_gib=1.0, **{f"seconds.{part}": 0.3 for part in ("draw", "data", "compute", "hash")}
     )
-    table = against(runs, "recall@1", "BoN triplets")
-    ax, other = figures.leads({"one": table, "another": table.iloc[:1]}, "BoN triplets").axes
+    table = against(runs, "recall@1", "first-stage triplets")
+    ax, other = figures.leads({"one": table, "another": table.iloc[:1]}, "first-stage triplets").axes
     assert (ax.get_title("left"), other.get_title("left")) == ("one", "another")
     assert [text.get_text() for text in ax.get_yticklabels()] == table.index.tolist()
     points = [line.get_xdata()[0] for line in ax.get_lines() if len(line.get_xdata()) == 1]
@@ -109,7 +113,7 @@ def test_leads_and_costs_are_drawn_as_the_tables_say(history):
 def test_leads_over_identities_stand_where_the_tables_say():
     table = pd.DataFrame({"identities": [10, 100], "lead": [0.01, 0.03], "low": [0.0, 0.02], "high": [0.02, 0.05]})
     (ax,) = figures.leads_over_identities({"bag": table, "two-stage-bag": table.assign(lead=0.02)}).axes
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["BoN sets", "two-stage BoN sets"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["first-stage sets", "two-stage sets"]
     line, _, (bars,) = ax.containers[0]
     assert line.get_ydata() == pytest.approx([1, 3])
     assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0, 2], [2, 5]]
@@ -118,7 +122,7 @@ def test_leads_over_identities_stand_where_the_tables_say():
 def test_a_metric_over_a_setting_has_a_line_a_miner(history):
     runs = history.query("form == 'set'").rename(columns={"recall@1": "validation.recall@1"}).assign(dataset="one")
     (ax,) = figures.over(runs, "step", "steps").axes
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["random sets", "BoN sets"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["random sets", "first-stage sets"]
     expected = runs.query("miner == 'bag'").groupby("step")["validation.recall@1"].mean()
     assert ax.containers[1].lines[0].get_ydata() == pytest.approx(expected.to_numpy())
     other = runs.assign(dataset="another", **{"validation.recall@1": runs["validation.recall@1"] / 2})

@@ -448,7 +448,7 @@ def test_galleries_come_into_the_record(folders):
     table = load_galleries("trial")
     assert table["gallery"].iloc[0] == 1000 < table["gallery"].iloc[-1]
     assert table["recall@1"].is_monotonic_decreasing
-    assert (table["method"] == "BoN sets + batch-hard").all()
+    assert (table["method"] == "first-stage sets + batch-hard").all()
 
 
 def test_a_lead_over_training_is_paired_by_seed_and_step():

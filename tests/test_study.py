@@ -5,7 +5,9 @@ import platform
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 from tqdm.auto import tqdm
 
@@ -164,6 +166,45 @@ def test_another_data_set_runs_only_the_sweep_that_a_page_reads(folders, monkeyp
     planned.clear()
     assert sweeps.main(["--preset", "full", "--no-notebooks"]) == 0
     assert planned == list(sweeps.PRESETS["full"])
+
+
+def test_a_second_study_finds_nothing_left_to_do(folders, monkeypatch):
+    done = []
+
+    def execute(tasks, **_):
+        for task in tasks:
+            done.append(task.name)
+            if task.config:
+                save_run(task.config, task.sweep, metrics={"recall@1": 0.5})
+            else:
+                task.output.write_text("")
+                sweeps._stamp(task.output).write_text(task.key)
+        return []
+
+    monkeypatch.setattr(sweeps, "execute", execute)
+    monkeypatch.setattr(sweeps, "_build", lambda: folders / "build")
+    monkeypatch.setattr(sweeps, "_make_site", lambda _: "")
+    monkeypatch.setattr(sweeps, "load_dataset", lambda *_, **__: None)
+    monkeypatch.setenv("BONLIB_FIGURES", "")  # main sets it
+    pages = len(list((project_dir() / "notebooks").glob("[0-9]*.ipynb")))
+    assert sweeps.main([]) == 0
+    assert len(done) == 3 + pages  # runs, then pages that read their records
+    assert sweeps.main([]) == 0
+    assert len(done) == 3 + pages
+
+
+def test_the_comparison_shows_triplets_from_scratch_as_well(folders, monkeypatch):
+    """`make study` gives it the records of such a sweep; the committed page shows another."""
+    monkeypatch.delenv("BONLIB_RESULTS")
+    monkeypatch.chdir(project_dir() / "notebooks")
+    content, names = json.loads(Path("06_comparison.ipynb").read_text()), {}
+    for cell in content["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+            if "parameters" in cell["metadata"].get("tags", []):
+                assert "sweep" in names
+                names["sweep"] = "stages"
+    plt.close("all")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -304,13 +305,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    pages: list[Task] = []
-    if not (options.no_notebooks or options.sweep):
-        own = options.preset == "quick" or options.dataset  # else the notebooks' own are right
-        chosen = page_parameters(sweeps[0], options.dataset, options.root) if own else {}
-        # New records make the pages that read them stale.
-        pages = notebook_tasks(options.preset, chosen, fresh=options.fresh or bool(runs))
-    failed = []
+    shown = not (options.no_notebooks or options.sweep)
+    own = options.preset == "quick" or options.dataset  # else the notebooks' own parameters are right
+    chosen = page_parameters(sweeps[0], options.dataset, options.root) if own else {}
+    # New records make the pages that read them stale.
+    plan = partial(notebook_tasks, options.preset, chosen, fresh=options.fresh or bool(runs))
+    pages = plan() if shown else []
     needed = {json.dumps([t.config["dataset"], t.config["dataset_options"]]) for t in runs if t.config}
     for dataset, settings in map(json.loads, sorted(needed | {'["glyphs", {}]'})):
         try:
@@ -322,16 +322,18 @@ def main(arguments: list[str] | None = None) -> int:
     work = sum(task.weight for task in runs + pages)
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
     with tqdm(total=work, desc="study", smoothing=0, bar_format=form) as bar:
-        for name, tasks in (("training", runs), ("notebooks", pages)):
-            bar.set_description_str(f"{len(tasks)} {name}")
-            try:
-                failed += execute(tasks, jobs=options.jobs, bar=bar, threads=threads)
-            except KeyboardInterrupt:
-                print("Stopped. What is finished is kept; the same command goes on from here.", file=sys.stderr)
-                return 130
+        try:
+            bar.set_description_str(f"{len(runs)} training")
+            failed = execute(runs, jobs=options.jobs, bar=bar, threads=threads)
+            bar.set_description_str(f"{len(pages)} notebooks")
+            pages = plan() if shown else []  # again: what they are made from has the records of these runs
+            failed += execute(pages, jobs=options.jobs, bar=bar, threads=threads)
+        except KeyboardInterrupt:
+            print("Stopped. What is finished is kept; the same command goes on from here.", file=sys.stderr)
+            return 130
         bar.update(work - bar.n)
     print(f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes: {len(runs)} runs, {len(pages)} notebooks.")
-    if not (options.no_notebooks or options.sweep):
+    if shown:
         print(f"Site:    {_make_site(_build() / 'notebooks' / options.preset)}")
         print(f"Figures: {os.environ.get('BONLIB_FIGURES', _root() / 'figures')}")
     for sweep in sweeps:
