@@ -243,7 +243,7 @@ def test_a_split_that_a_table_has_not_is_said_with_those_that_it_has(tmp_path):
 def test_a_table_of_names_has_no_queries(tmp_path):
     rows = [("acme", "1", "query"), ("acme inc", "1", "gallery")]
     file = write(tmp_path / "names.csv", rows, ("name", "identity", "split"))
-    with pytest.raises(ValueError, match="has the split 'query' in data row 1; allowed are train, validation and test"):
+    with pytest.raises(ValueError, match="has the split 'query' in data row 1; allowed are train, validation, test"):
         load_dataset("table", "test", root=file, column="name")
 
 

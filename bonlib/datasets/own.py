@@ -18,7 +18,7 @@ import torch
 from bonlib.core.checks import whole_number
 from bonlib.core.paths import data_dir
 from bonlib.datasets.files import why_no_image
-from bonlib.datasets.splits import Split, check_split, seed_of_split
+from bonlib.datasets.splits import SPLITS, Split, check_split, seed_of_split
 from bonlib.datasets.strings import LONGEST, TextSet
 from bonlib.datasets.tables import (
     JUNK,
@@ -121,14 +121,8 @@ def image_table(root: Path, seed: int) -> "pd.DataFrame":
             "Name them in the first row, with commas between. A table of strings needs column=…, --column on the "
             "command line."
         )
-    text = {name: _texts(given, name, root) for name in ("path", "identity", "split") if name in given}
-    parts = text.get("split", [""] * len(given))
-    for row, part in enumerate(parts):
-        if part not in (*_PARTS, ""):
-            raise ValueError(f"{root} has the split {part!r} in data row {row + 1}; allowed are {', '.join(_PARTS)}.")
-        if part == "" and any(parts):
-            raise ValueError(f"{root} has no split in data row {row + 1}; fill the column or leave it out.")
-    _refuse_empty(root, {name: text[name] for name in ("path", "identity")}, "fill it, or leave the row out")
+    text, parts = {name: _texts(given, name, root) for name in ("path", "identity")}, _parts(given, root, _PARTS)
+    _refuse_empty(root, text, "fill it, or leave the row out")
     cameras = given["camera"].tolist() if "camera" in given else [UNKNOWN_CAMERA] * len(given)
     numbers = [_camera(value, root, row) for row, value in enumerate(cameras)]
     rows: list[Row] = [
@@ -191,19 +185,11 @@ def string_table(
             "column and identity, on the command line --column and --identity."
         )
     table = pd.DataFrame({"string": _texts(given, column, file), "identity": _texts(given, identity, file)})
-    table["part"] = _texts(given, "split", file) if "split" in given else ""
+    table["part"] = _parts(given, file, tuple(SPLITS))
     total, full = len(table), (table["string"] != "") & (table["identity"] != "")
     if on_error == "raise":
         values = {column: table["string"].tolist(), identity: table["identity"].tolist()}
         _refuse_empty(file, values, "fill it, or give on_error='skip' to leave such rows out")
-    if (table["part"] != "").any() and (table["part"] == "").any():
-        row = table.index[table["part"] == ""][0] + 1
-        raise ValueError(f"{file} has no split in data row {row}; fill the column or leave it out.")
-    if len(wrong := table[~table["part"].isin(["", "train", "validation", "test"])]):
-        raise ValueError(
-            f"{file} has the split {wrong['part'].iloc[0]!r} in data row {wrong.index[0] + 1}; allowed are train, "
-            "validation and test."
-        )
     junk = full & (table["identity"] == "-1")
     table = table[full & ~junk]
     counts = {"empty": int((~full).sum()), "junk, identity -1": int(junk.sum())}
@@ -320,6 +306,18 @@ def _rows(index: Sequence[int]) -> str:
     """The first data rows at some places, and how many more there are."""
     more = f" and {len(index) - 3} more" if len(index) > 3 else ""
     return ", ".join(str(row + 1) for row in index[:3]) + more
+
+
+def _parts(given: "pd.DataFrame", file: Path, allowed: tuple[str, ...]) -> list[str]:
+    """The column split; empty texts where a table has none."""
+    parts = _texts(given, "split", file) if "split" in given else [""] * len(given)
+    some = any(parts)
+    for row, part in enumerate(parts, 1):
+        if part not in (*allowed, ""):
+            raise ValueError(f"{file} has the split {part!r} in data row {row}; allowed are {', '.join(allowed)}.")
+        if some and part == "":
+            raise ValueError(f"{file} has no split in data row {row}; fill the column or leave it out.")
+    return parts
 
 
 def _texts(given: "pd.DataFrame", column: str, root: Path) -> list[str]:
