@@ -265,8 +265,7 @@ def ablation_ranks() -> str:
 
 def law() -> str:
     """Leads over random sets by the number of training identities."""
-    runs = pd.concat([finished("law"), _field()["hangul"]])
-    runs = runs[runs["method"].isin(["random", "first stage", "two stages"])]
+    runs = finished("law")
     sizes = runs["identities"].fillna(runs["data.identities"].max()).astype(int)
     rows = []
     for size, group in runs.groupby(sizes):
@@ -291,13 +290,11 @@ def nearness() -> str:
 
 def second_stage() -> str:
     """What the parts of the second stage are worth, a table a data set: each changes one thing of the default."""
-    tables, changed, field = [], finished("ablation_stages"), _field()
-    history = pd.concat([load_history("ablation_stages"), load_history("field")])
+    tables, law = [], finished("law")
+    changed = pd.concat([finished("ablation_stages"), law[law["identities"].isna()]])  # characters: the default is there
+    history = pd.concat([load_history("ablation_stages"), load_history("law")])
     last = history.sort_values("step").groupby("key")["active"].last()
     for name, runs in changed.groupby("dataset", sort=False):
-        if "two stages" not in set(runs["method"]):  # the default is a row of the field
-            others = field[str(name)]
-            runs = pd.concat([runs, others[others["method"].isin(["random", "first stage", *_RENAMED])]])
         runs = of_shared_seeds(runs.assign(method=runs["method"].replace(_RENAMED)))
         more = {"active tuples": runs["key"].map(last).groupby(runs["method"]).mean().map("{:.2f}".format)}
         tables.append(f"{NAMES[str(name)]}:\n\n{ranked(runs, 'two stages (default)', more)}")
