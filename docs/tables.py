@@ -291,7 +291,7 @@ def nearness() -> str:
 def second_stage() -> str:
     """What the parts of the second stage are worth, a table a data set: each changes one thing of the default."""
     tables, law = [], finished("law")
-    changed = pd.concat([finished("ablation_stages"), law[law["identities"].isna()]])  # characters: the default is there
+    changed = pd.concat([finished("ablation_stages"), law[law["identities"].isna()]])  # the default is there
     history = pd.concat([load_history("ablation_stages"), load_history("law")])
     last = history.sort_values("step").groupby("key")["active"].last()
     for name, runs in changed.groupby("dataset", sort=False):

@@ -29,7 +29,7 @@ def test_sweeps_differ_within_a_seed_in_the_method_alone(file):
         methods = [c for c in configs if (c.dataset, c.identities, c.steps) == row]
         assert len({c.batch_size for c in methods}) == 1
         assert len({c.seed for c in methods}) * 2 <= len(methods)  # something to compare with
-    several = {"large": 2, "field": 3, "dial": 3, "batches": 3, "classes": 2, "ablation_stages": 2, "tune": 2}
+    several = {"large": 2, "field": 3, "dial": 3, "batches": 3, "classes": 2, "ablation_stages": 2, "tune": 3}
     assert len({c.dataset for c in configs}) == several.get(file.stem, 1)
 
 
