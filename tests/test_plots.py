@@ -53,12 +53,9 @@ def test_curves_are_means_over_seeds_in_the_miners_colour(history, x):
     assert set(lines) == {"random sets + batch-hard", "first-stage sets + batch-hard", "first-stage triplets"}
     expected = history.query("miner == 'bag' and form == 'triplet'").groupby("step")[[x, "recall@1"]].mean()
     assert lines["first-stage triplets"].get_xydata() == pytest.approx(expected.to_numpy())
-    assert (
-        lines["first-stage triplets"].get_color()
-        == lines["first-stage sets + batch-hard"].get_color()
-        == MINER_COLOURS["bag"]
-    )
-    assert lines["first-stage triplets"].get_linestyle() != lines["first-stage sets + batch-hard"].get_linestyle()
+    triplets, sets = lines["first-stage triplets"], lines["first-stage sets + batch-hard"]
+    assert triplets.get_color() == sets.get_color() == MINER_COLOURS["bag"]
+    assert triplets.get_linestyle() != sets.get_linestyle()
     assert ax.figure.get_supxlabel()
     assert ax.figure.get_supylabel()
 

@@ -326,7 +326,8 @@ def main(arguments: list[str] | None = None) -> int:
             bar.set_description_str(f"{len(runs)} training")
             failed = execute(runs, jobs=options.jobs, bar=bar, threads=threads)
             bar.set_description_str(f"{len(pages)} notebooks")
-            pages = plan() if shown else []  # again: what they are made from has the records of these runs
+            if runs and shown:
+                pages = plan()  # again: what they are made from has the records of these runs
             failed += execute(pages, jobs=options.jobs, bar=bar, threads=threads)
         except KeyboardInterrupt:
             print("Stopped. What is finished is kept; the same command goes on from here.", file=sys.stderr)
