@@ -319,7 +319,8 @@ class BagOfNegatives(HashedMiner):
         names = ("form", "batch_size", "per_class", "seed", "hasher", *_OPTIONS)
         options: dict[str, Any] = {name: getattr(self, name) for name in names}
         larger = BagOfNegatives(joined(self, labels), self.dim, **options, steps=steps)
-        larger.load_state_dict(self.state_dict())
+        state = self.state_dict()
+        larger._load(grown(state, larger) if larger.num_samples > self.num_samples else state)
         larger._pass = self._pass + 1  # iterators that are still there are of another life
         larger._lock = self._lock  # others may be waiting at it
         vars(self).update(vars(larger))

@@ -98,14 +98,18 @@ def test_results_of_several_data_sets_are_not_averaged(folders):
 
 def test_new_records_make_pages_stale(folders):
     notebook = sweeps._root() / "notebooks" / "05_ablation.ipynb"
-    before = sweeps._fingerprint(notebook, {})
+
+    def fingerprint():
+        return sweeps._fingerprint(notebook, {}, sweeps._ground())
+
+    before = fingerprint()
     save_run({"miner": "bag"}, "scratch", metrics={})
-    assert sweeps._fingerprint(notebook, {}) == before  # what a page writes itself
+    assert fingerprint() == before  # what a page writes itself
     file = save_run({"miner": "bag"}, "trial", metrics={"recall@1": 0.861})
-    after = sweeps._fingerprint(notebook, {})
+    after = fingerprint()
     assert after != before
     file.write_text(file.read_text().replace("0.861", "0.912"))
-    assert sweeps._fingerprint(notebook, {}) not in (before, after)
+    assert fingerprint() not in (before, after)
 
 
 def test_runs_execute_without_notebooks(folders):

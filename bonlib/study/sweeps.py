@@ -113,11 +113,11 @@ def _run_task(config: Config, sweep: str, notebooks: bool) -> Task:
 
 def notebook_tasks(preset: str, parameters: dict[str, dict[str, Any]], *, fresh: bool) -> list[Task]:
     """Tasks for the notebooks whose executed copy is missing or older than what it was made from."""
-    tasks = []
+    tasks, ground = [], _ground()
     for notebook in sorted((_root() / "notebooks").glob("[0-9]*.ipynb")):
         output = _build() / "notebooks" / preset / notebook.name
         chosen = parameters.get(notebook.stem, {})
-        key, stamp = _fingerprint(notebook, chosen), _stamp(output)
+        key, stamp = _fingerprint(notebook, chosen, ground), _stamp(output)
         if fresh or not output.exists() or not stamp.exists() or stamp.read_text() != key:
             tasks.append(Task(notebook.stem, _papermill(notebook.stem, output, chosen), 60, output=output, key=key))
     return tasks
@@ -210,14 +210,19 @@ def _papermill(stem: str, output: Path, parameters: dict[str, Any]) -> list[str]
     return [sys.executable, "-m", "papermill", str(notebook), str(output), "--no-progress-bar", *chosen]
 
 
-def _fingerprint(notebook: Path, parameters: dict[str, Any]) -> str:
-    """Of what an executed notebook was made from: its source, its parameters, the package, the records."""
-    cells = [cell["source"] for cell in json.loads(notebook.read_text())["cells"]]
+def _ground() -> str:
+    """What all executed notebooks stand on, as a digest: the package and the records."""
     package = [path.read_text() for path in sorted((_root() / "bonlib").rglob("*.py"))]
     found = sorted((path.relative_to(results_dir()), path) for path in results_dir().rglob("*.json"))
     found = [(str(name), path) for name, path in found if name.parts[0] != "scratch"]  # a page's own
     records = [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in found]
-    return hashlib.sha256(json.dumps([cells, parameters, package, records]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([package, records]).encode()).hexdigest()
+
+
+def _fingerprint(notebook: Path, parameters: dict[str, Any], ground: str) -> str:
+    """Of what an executed notebook was made from: its source, its parameters, and what all stand on."""
+    cells = [cell["source"] for cell in json.loads(notebook.read_text())["cells"]]
+    return hashlib.sha256(json.dumps([cells, parameters, ground]).encode()).hexdigest()
 
 
 def _stamp(output: Path) -> Path:
