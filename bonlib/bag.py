@@ -319,8 +319,7 @@ class BagOfNegatives(HashedMiner):
         names = ("form", "batch_size", "per_class", "seed", "hasher", *_OPTIONS)
         options: dict[str, Any] = {name: getattr(self, name) for name in names}
         larger = BagOfNegatives(joined(self, labels), self.dim, **options, steps=steps)
-        state = self.state_dict()
-        larger._load(grown(state, larger) if larger.num_samples > self.num_samples else state)
+        larger._load(grown(self.state_dict(), larger) if len(larger.class_of) > self.num_samples else self.state_dict())
         larger._pass = self._pass + 1  # iterators that are still there are of another life
         larger._lock = self._lock  # others may be waiting at it
         vars(self).update(vars(larger))
