@@ -196,6 +196,7 @@ def _train(options: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
 
     from bonlib.core.paths import check_writable
+    from bonlib.datasets import image_options
     from bonlib.study.config import make_config
     from bonlib.study.experiment import Experiment, checkpoint_path
     from bonlib.training.encoders import save_encoder
@@ -215,12 +216,12 @@ def _train(options: argparse.Namespace) -> None:
         if checkpoint.exists():
             print(f"\nThe checkpoint {checkpoint} is kept; the same command goes on from it.", file=sys.stderr)
         raise
-    images = {name: value for name, value in config.dataset_options.items() if name not in ("root", "check_counts")}
+    images = image_options(config.dataset, config.dataset_options) | config.dataset_options
     images |= {"split_seed": config.seed} if config.own_split else {}  # else it would be measured on what it learned
     save_encoder(
         options.output, experiment.encoder,
-        dataset=config.dataset, images=images, learned=experiment.train.class_names, begun=experiment.begun,
-        **experiment.made,
+        dataset=config.dataset, images={name: images[name] for name in images.keys() - {"root", "check_counts"}},
+        learned=experiment.train.class_names, begun=experiment.begun, **experiment.made,
     )  # fmt: skip
     print(f"weights: {options.output}")
     try:
@@ -242,7 +243,7 @@ def _loaded(options: argparse.Namespace, **more: Any) -> tuple[Any, Any]:
     encoder, images = load_encoder(options.weights, device=options.device)
     name = options.dataset or dataset_of(options.weights) or "glyphs"
     takes = options_of(name, text=bool(options.column or "column" in images))
-    if dropped := sorted(set(images) - takes):
+    if dropped := sorted(name for name in set(images) - takes if images[name] not in (None, True)):  # usual ones
         print(f"{name} has no {', '.join(dropped)}, with which the encoder was trained.", file=sys.stderr)
     chosen = {name: value for name, value in (images | more).items() if name in takes}
     dataset = load_dataset(name, options.split, **chosen | _source(options))
@@ -370,7 +371,7 @@ def _lookalikes(options: argparse.Namespace) -> None:
         raise ValueError(f"--output is {options.output}; allowed are names that end in .html or .csv.")
     check_writable(options.output)
     beside = _beside(options.output, "samples", "ratio,sample,label") if kind == ".csv" else options.output
-    encoder, dataset = _loaded(options)
+    encoder, dataset = _loaded(options, keep_shared=True)  # identities that share a name may well be one
     found = embed(encoder, dataset, device=options.device)[0].cpu()
     bag = BagOfNegatives(dataset.labels, found.shape[1], form="triplet", batch_size=3)
     bag.fill(lambda ids: found[ids])

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from bonlib import cli, list_datasets, load_dataset, make_hasher, make_miner
-from bonlib.training.encoders import load_encoder, make_encoder, seen_identities
+from bonlib.datasets import image_options
+from bonlib.training.encoders import load_encoder, make_encoder, save_encoder, seen_identities
 from bonlib.training.losses import make_loss
 from bonlib.training.metrics import evaluate
 
@@ -39,7 +40,7 @@ def trained(example, tmp_path_factory):
 def test_train_writes_weights_and_a_record(trained):
     weights, _ = trained
     _, images = load_encoder(weights)
-    assert images == {"size": 32}
+    assert images == {"augment": None, "color": True, "size": 32, "statistics": None}
     assert len(list((weights.parent / "results" / "scratch").glob("folder-bag-set-0-*.json"))) == 1
     assert not list((weights.parent / "results" / "scratch" / "checkpoints").iterdir())
 
@@ -52,6 +53,22 @@ def test_evaluate_prints_what_evaluate_gives(trained, capsys):
     expected = evaluate(encoder, load_dataset("folder", "test", root=str(photos), **images))
     for name, value in expected.items():
         assert f"{name:14} {value:.4f}" in printed
+
+
+def test_images_of_another_set_come_in_the_size_that_the_encoder_has_learned(trained, tmp_path, capsys):
+    _, photos = trained
+    options = image_options("market1501", {})  # 256×128 by custom, where a folder has 64×64
+    save_encoder(tmp_path / "persons.pt", make_encoder(in_channels=3), images=options, name="small", in_channels=3)
+    assert cli.main(["evaluate", str(tmp_path / "persons.pt"), "--dataset", "folder", "--root", str(photos)]) == 0
+    assert "3×256×128" in capsys.readouterr().out
+    for augment, told in ((None, False), ("crop", True)):  # what is usual is no option that a set could lack
+        save_encoder(tmp_path / "own.pt", make_encoder(), images=image_options("folder", {"augment": augment}))
+        assert cli.main(["evaluate", str(tmp_path / "own.pt"), "--dataset", "parts", "--root", "nowhere"]) == 2
+        assert ("parts has no augment, with which" in capsys.readouterr().err) is told
+    for name in ("folder", "online-products", "combined-persons"):
+        assert set(image_options(name, {"size": 20})) == {"augment", "color", "size", "statistics"}
+        assert image_options(name, {"size": 20})["size"] == 20
+    assert image_options("table", {"column": "name"}) == image_options("toponyms", {}) == {}
 
 
 def test_embed_writes_unit_rows_as_npy_and_parquet(trained, tmp_path):
@@ -182,7 +199,9 @@ def test_options_of_the_data_set_are_merged_with_root(folders):
     assert cli.main(train_arguments(photos, folders, "--set", 'dataset_options={"size": 32}')) == 0
     assert cli.main(train_arguments(photos, folders, "--set", 'dataset_options={"augment": "flip"}',
                                     "--set", 'dataset_options={"size": 32}')) == 0  # fmt: skip
-    assert load_encoder(folders / "encoder.pt")[1] == {"augment": "flip", "size": 32}
+    assert load_encoder(folders / "encoder.pt")[1] == {
+        "augment": "flip", "color": True, "size": 32, "statistics": None,
+    }  # fmt: skip
 
 
 def test_a_start_that_knows_what_is_measured_is_told_and_what_it_knows_is_kept(folders):

@@ -68,6 +68,15 @@ def test_weights_are_torchvisions(monkeypatch):
         make_encoder("small", weights="DEFAULT")
 
 
+def test_weights_that_make_another_network_are_refused_before_training(monkeypatch):
+    from torchvision.models import GoogLeNet_Weights, googlenet
+
+    donor = googlenet(init_weights=False).state_dict()
+    monkeypatch.setattr(GoogLeNet_Weights, "get_state_dict", lambda self, *args, **kwargs: donor)
+    with pytest.raises(ValueError, match="'DEFAULT', with which torchvision makes another googlenet than without"):
+        make_encoder("googlenet", in_channels=3, weights="DEFAULT")
+
+
 MADE = {"name": "small", "dim": 12, "in_channels": 3}
 
 

@@ -174,6 +174,14 @@ def test_broken_images_are_named_or_left_out_and_counted(photos, in_memory):
         load_dataset("folder", "all", on_error="ignore", **options)
 
 
+def test_what_memory_does_not_hold_is_looked_at_and_not_kept(photos):
+    files = ImageFiles([str(path) for path in sorted(photos.rglob("*.png"))] + ["/nowhere.png"], 16)
+    (images, lines), (none, same) = files.read_all(), files.read_all(keep=False)
+    assert (len(images), len(none)) == (len(files), 0)
+    assert lines == same
+    assert [bool(line) for line in lines] == [False] * (len(files) - 1) + [True]
+
+
 def test_in_memory_and_in_files_are_the_same(photos):
     kept, lazy = (load_dataset("folder", "train", root=photos, size=16, in_memory=m) for m in (True, False))
     assert isinstance(kept.images, torch.Tensor)

@@ -33,6 +33,21 @@ def everything(root, **options):
     return load_dataset("folder", "all", root=root, size=16, **options)
 
 
+def test_a_folder_with_images_inside_another_is_refused(photos):
+    picture(photos / "thing 3" / "more" / "4.png", 90)
+    with pytest.raises(ValueError, match=r"thing 3 has images, and so has .*more, 1 such folders in all"):
+        everything(photos)
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN"])
+def test_folders_that_systems_put_beside_images_hold_no_identities(photos, name):
+    picture(photos / "thing 0" / name / "0.png" / "THUMB.png", 70)
+    picture(photos / name / "thing 1" / "0.png", 80)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LeftOut)
+        assert everything(photos).num_classes == 6
+
+
 def test_links_to_folders_and_files_are_followed(photos, folders):
     for i in range(4):
         picture(folders / "elsewhere" / f"far {i}" / "0.png", 100 + i)
@@ -277,3 +292,49 @@ def test_blank_lines_above_the_names_of_columns_do_no_harm(tmp_path):
     rows = "".join(f"place {i} {j},{i}\n" for i in range(8) for j in range(3))
     (tmp_path / "names.csv").write_text(f"\n\nname,identity\n{rows}")
     assert len(load_dataset("table", "all", root=tmp_path / "names.csv", column="name")) == 24
+
+
+@pytest.mark.parametrize("above", [",\n", ",\n,\n\n", " , \n"])
+def test_empty_rows_above_the_names_of_columns_do_no_harm(tmp_path, above):
+    rows = "".join(f"place {i} {j},{i}\n" for i in range(8) for j in range(3))
+    (tmp_path / "names.csv").write_text(f"{above}name,identity\n{rows}")
+    data = load_dataset("table", "all", root=tmp_path / "names.csv", column="name")
+    assert (len(data), data.num_classes) == (24, 8)
+    assert sorted(data.attributes["row"]) == list(range(1, 25))
+
+
+@pytest.mark.parametrize("column", [0, 1, 2])
+@pytest.mark.parametrize("apart", [1, 2, 9])
+def test_rows_that_a_quote_swallows_are_told_or_refused(tmp_path, column, apart):
+    lines = [[f"name {i}", f"{i // 3}", "small"] for i in range(30)]
+    for row in (5, 5 + apart):
+        lines[row][column] = '"5 inch'
+    text = "\n".join(",".join(line) for line in [["name", "identity", "size"], *lines])
+    (tmp_path / "names.csv").write_text(text + "\n")
+    if column < 2:
+        with pytest.raises(ValueError, match="a quote at the beginning of a value that is not closed swallows rows"):
+            load_dataset("table", "all", root=tmp_path / "names.csv", column="name")
+    else:
+        told = f"may have lost {apart} rows inside the size of data row 6: close the quote"
+        with pytest.warns(LeftOut, match=told):
+            load_dataset("table", "all", root=tmp_path / "names.csv", column="name")
+
+
+def test_descriptions_of_several_lines_are_no_reason_for_a_warning(tmp_path):
+    rows = [(f"name {i}", f"{i // 3}", "red, or blue,\nand so on\nor not") for i in range(30)]
+    pd.DataFrame(rows, columns=["name", "identity", "text"]).to_csv(tmp_path / "names.csv", index=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LeftOut)
+        assert len(load_dataset("table", "all", root=tmp_path / "names.csv", column="name")) == 30
+
+
+def test_large_numbers_beside_a_null_stay_as_they_are(tmp_path):
+    ids = [1_234_567_890_123_456_700 + i // 3 for i in range(30)]
+    table = pd.DataFrame({"name": [f"name {i}" for i in range(31)], "identity": pd.array([*ids, None], dtype="Int64")})
+    table.to_parquet(tmp_path / "names.parquet")
+    with pytest.warns(LeftOut, match=r"1 \(empty\)"):
+        data = load_dataset("table", "all", root=tmp_path / "names.parquet", column="name", on_error="skip")
+    assert data.class_names == sorted({str(number) for number in ids})
+    table.assign(identity=table["identity"].astype("float64")).to_parquet(tmp_path / "floats.parquet")
+    with pytest.raises(ValueError, match=r"has the identity 1.23\d+e\+18 in data row 1; give text or whole numbers"):
+        load_dataset("table", "all", root=tmp_path / "floats.parquet", column="name", on_error="skip")

@@ -174,6 +174,16 @@ def test_shared_strings_are_kept_to_search_among_and_the_split_stays(tmp_path):
         assert set(without.strings) == {name for name, _ in chosen if name.startswith("name")}
 
 
+def test_an_identity_whose_strings_are_all_shared_stays_in_the_split_of_the_table(tmp_path):
+    parts = ("train", "validation", "test")
+    rows = [(f"name {i}", f"{i // 2}", parts[i // 2 % 3]) for i in range(60)]
+    rows += [("acme", "0", "train"), ("acme", "only", "validation")]
+    file = write(tmp_path / "names.csv", rows, ("name", "identity", "split"))
+    kept = load_dataset("table", "validation", root=file, column="name", keep_shared=True)
+    found = {(name, kept.class_names[label]) for name, label in zip(kept.strings, kept.labels, strict=True)}
+    assert found == {(name, identity) for name, identity, part in rows if part == "validation"}
+
+
 def test_rows_without_a_value_are_told_together_or_left_out(tmp_path):
     rows = [(f"name {i}", f"{i // 2}") for i in range(24)] + [("", "1"), ("nobody", ""), ("", ""), ("  ", "3")]
     for ending in ("csv", "parquet"):

@@ -14,6 +14,7 @@ from bonlib.datasets.benchmarks.catalog import (
     BENCHMARKS,
     PERSONS,
     combined_persons,
+    custom_options,
     files_fingerprint,
     load_files,
     person_folders,
@@ -46,6 +47,7 @@ _DATASETS: dict[str, Callable[..., LabelledSet]] = {
 }
 
 
+_IMAGE_OPTIONS = ("augment", "color", "size", "statistics")  # of a set of images: what an encoder sees of them
 # Sets whose content is that of a library or package of some version, whatever the options.
 _VERSIONED = ("parts", "components", "toponyms")
 
@@ -95,14 +97,34 @@ def options_of(name: str, *, text: bool = False) -> set[str]:
     Raises:
         ValueError: if there is no such data set.
     """
+    return set(_parameters(name, text))
+
+
+def image_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """How images of a data set come to an encoder: those of its options that say so, as given or by default.
+
+    With them images of another data set are brought to what an encoder has learned from.
+
+    Example:
+        >>> image_options("market1501", {"augment": None})
+        {'augment': None, 'color': True, 'size': (256, 128), 'statistics': None}
+    """
+    if holds_text(name, given):
+        return {}
+    custom = custom_options(name) | given
+    defaults = {option: entry.default for option, entry in _parameters(name).items()}
+    return {option: custom.get(option, defaults[option]) for option in _IMAGE_OPTIONS if option in defaults}
+
+
+def _parameters(name: str, text: bool = False) -> dict[str, inspect.Parameter]:
+    """The options of a data set, see :func:`options_of`."""
     _check_name(name)
-    loader = string_table if text and name == "table" else _DATASETS[name]
-    if loader is string_table:
-        return set(inspect.signature(string_table).parameters) - {"split"}
-    in_files = name in BENCHMARKS or name == "combined-persons"
-    own = inspect.signature(loader.func if isinstance(loader, partial) else loader).parameters
-    names = {*own, *(inspect.signature(image_set).parameters if in_files else ())}
-    return names - {"self", "name", "table", "split", "source", "options"}
+    loader: Any = string_table if text and name == "table" else _DATASETS[name]
+    in_files = loader is not string_table and (name in BENCHMARKS or name == "combined-persons")
+    found = inspect.signature(image_set).parameters if in_files else {}
+    found = {**found, **inspect.signature(loader.func if isinstance(loader, partial) else loader).parameters}
+    own = {"self", "name", "table", "split", "source", "options"}
+    return {option: entry for option, entry in found.items() if option not in own}
 
 
 def _check_name(name: str) -> None:

@@ -18,6 +18,7 @@ from bonlib.datasets.transforms import fit_size
 
 _NAMED_ONLY = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow knows by name and does not decode
 _SYSTEM = {"thumbs.db", "desktop.ini", "icon\r"}  # files that Windows and macOS put into folders
+SYSTEM_FOLDERS = {"@eadir", "__macosx", "#recycle", "$recycle.bin"}  # what storage and archives put beside them
 _SIXTEEN_BITS = ("PNG", "PPM")  # formats of at most 16 bits that Pillow may give as mode I
 _TICK = 10**9  # ns after a change within which another one may bear the same time
 _PARTS, _PART = 32, 4096  # of a file that is larger than all of them together: how many, bytes of each
@@ -36,7 +37,7 @@ def why_no_image(path: Path) -> str | None:
     if path.is_symlink() and not path.exists():
         return "broken link"
     if path.is_dir():
-        return "folder without images"
+        return "of the system" if path.name.lower() in SYSTEM_FOLDERS else "folder without images"
     if not path.is_file():
         return "no file"
     return None if opens(suffix := path.suffix.lower()) else f"suffix {suffix or 'missing'}"
@@ -116,22 +117,27 @@ class ImageFiles:
         """Only these files, in that order."""
         return ImageFiles([self.paths[i] for i in indices], self.size, self.color)
 
-    def read_all(self) -> tuple[Tensor, list[str]]:
+    def read_all(self, *, keep: bool = True) -> tuple[Tensor, list[str]]:
         """Decode all, with a thread for each core.
 
+        Args:
+            keep: the pixels; else they are only looked at, for sets that memory does not hold.
+
         Returns:
-            Images ``(num_samples, channels, height, width)``, and a line for each file that cannot be read, whose image
-            is black; the line is empty for the others.
+            Images ``(num_samples, channels, height, width)``, none of them without ``keep``; and a line for each file
+            that cannot be read, whose image is black; the line is empty for the others.
         """
         from tqdm.auto import tqdm
 
-        images = torch.zeros(self.shape, dtype=torch.uint8)
+        images = torch.zeros((len(self) if keep else 0, *self.shape[1:]), dtype=torch.uint8)
 
         def read(i: int) -> str:
             try:
-                images[i] = self[i]
+                pixels = self[i]
             except BrokenImage as error:
                 return str(error)
+            if keep:
+                images[i] = pixels
             return ""
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -17,7 +17,7 @@ import torch
 
 from bonlib.core.checks import whole_number
 from bonlib.core.paths import data_dir
-from bonlib.datasets.files import why_no_image
+from bonlib.datasets.files import SYSTEM_FOLDERS, why_no_image
 from bonlib.datasets.splits import SPLITS, Split, check_split, seed_of_split
 from bonlib.datasets.strings import LONGEST, TextSet
 from bonlib.datasets.tables import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "query", "gallery"}
 _SPLITS |= {"bounding_box_train", "bounding_box_test"}
+_TEXT = (".csv", ".tsv", ".txt")  # suffixes of tables in text
 _PARTS = ("train", "validation", "test", "query", "gallery")
 
 
@@ -44,11 +45,12 @@ def image_folder(root: Path, seed: int) -> "pd.DataFrame":
     """``root/<identity>/<image>``, or deeper: an identity is the path of the folder that its images lie in.
 
     Links to folders and files are followed. What is left out is counted in ``attrs["left out"]``, by reason: hidden
-    files, files that Pillow does not open by their suffix, broken links.
+    files, folders of the system, files that Pillow does not open by their suffix, broken links.
 
     Raises:
         FileNotFoundError: if there are no images, or no folders with images.
-        ValueError: if the folders look like splits rather than identities, or one file has two identities.
+        ValueError: if the folders look like splits rather than identities, a folder with images lies in another one,
+            or one file has two identities.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"root is {str(root)!r}, which is no folder; expected {root}/<identity>/<image>.")
@@ -76,6 +78,13 @@ def image_folder(root: Path, seed: int) -> "pd.DataFrame":
             f"root is {str(root)!r}, whose folders are {', '.join(sorted(splits))}: splits, not identities. Give one "
             "of them as root, or list the images in a table with a column split."
         )
+    folders = {path.parent for path in found}
+    if inner := sorted(folder for folder in folders if folders & set(folder.parents)):
+        outer = next(folder for folder in inner[0].parents if folder in folders)
+        raise ValueError(
+            f"{outer} has images, and so has {inner[0]}, {len(inner)} such folders in all: one identity, or several? "
+            "Move the images into one of them, or list them in a table."
+        )
     rows = [(path, path.parent.relative_to(root).as_posix(), "", UNKNOWN_CAMERA) for path in found]
     check_rows(rows, [str(path) for path in found], str(root))
     table = make_table(rows)
@@ -91,7 +100,7 @@ def _files_below(root: Path) -> Iterator[Path]:
         if real in above:
             return
         for path in sorted(folder.iterdir()):
-            if path.is_dir() and not path.name.startswith("."):
+            if path.is_dir() and not path.name.startswith(".") and path.name.lower() not in SYSTEM_FOLDERS:
                 yield from walk(path, above | {real})
             else:
                 yield path
@@ -122,6 +131,7 @@ def image_table(root: Path, seed: int) -> "pd.DataFrame":
             "command line."
         )
     text, parts = {name: _texts(given, name, root) for name in ("path", "identity")}, _parts(given, root, _PARTS)
+    _warn_of_swallowed(given, root)
     _refuse_empty(root, text, "fill it, or leave the row out")
     cameras = given["camera"].tolist() if "camera" in given else [UNKNOWN_CAMERA] * len(given)
     numbers = [_camera(value, root, row) for row, value in enumerate(cameras)]
@@ -186,6 +196,7 @@ def string_table(
         )
     table = pd.DataFrame({"string": _texts(given, column, file), "identity": _texts(given, identity, file)})
     table["part"] = _parts(given, file, tuple(SPLITS))
+    _warn_of_swallowed(given, file)
     total, full = len(table), (table["string"] != "") & (table["identity"] != "")
     if on_error == "raise":
         values = {column: table["string"].tolist(), identity: table["identity"].tolist()}
@@ -220,8 +231,8 @@ def string_table(
             f"{file} has no strings of the split {split!r}; it has {there}. Where there is no test, train without the "
             "final measure (--set test=false); measure and embed one that is there (--split)."
         )
-    if keep_shared:
-        kept = shared & ((split == "all") | table["identity"].isin(rows["identity"]))
+    if keep_shared:  # an identity of which all strings are shared is in the split that the table says
+        kept = shared & ((split == "all") | (table["part"] == split) | table["identity"].isin(rows["identity"]))
         rows = pd.concat([rows, table[kept]]).sort_values(["identity", "string"], kind="stable")
     names, labels = np.unique(rows["identity"].to_numpy(dtype=str), return_inverse=True)
     augmentation: dict[str, Any] = {"drop": drop, "typos": typos} if split == "train" else {}
@@ -257,11 +268,11 @@ def _read_table(root: Path) -> "pd.DataFrame":
     import pandas as pd
 
     suffix = _file(root).suffix.lower()
-    if suffix not in (".csv", ".tsv", ".txt", ".parquet", ".pq"):
+    if suffix not in (*_TEXT, ".parquet", ".pq"):
         raise ValueError(f"root is {str(root)!r}; expected a name that ends in .csv, .tsv or .parquet.")
     if suffix in (".parquet", ".pq"):
         try:
-            return pd.read_parquet(root)
+            return pd.read_parquet(root, dtype_backend="numpy_nullable")  # else integers beside a null are floats
         except (OSError, ValueError) as error:
             raise ValueError(f"{root} is no parquet file, or damaged ({error}); write it anew.") from error
     beginning = root.read_bytes()[:4]
@@ -270,13 +281,15 @@ def _read_table(root: Path) -> "pd.DataFrame":
     try:
         separator = "\t" if suffix == ".tsv" else ","
         with root.open(encoding=encoding, newline="") as opened:
-            first = next((row for row in csv.reader(opened, delimiter=separator) if any(map(str.strip, row))), [])
+            reader, first, before = csv.reader(opened, delimiter=separator), [], 0
+            while not any(map(str.strip, first)):  # a spreadsheet may put empty rows above
+                before, first = reader.line_num, next(reader, [" no row"])
         names = [name.strip() for name in first]
         if len(names) == 1 and (other := re.search(r"[;\t|,]", names[0])):
             raise ValueError(f"{root} has {other[0]!r} between its names; save it with commas, or as .tsv with tabs.")
         with warnings.catch_warnings():  # of rows longer than the first, whose values would shift
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(root, sep=separator, skipinitialspace=True, index_col=False, **options)
+            table = pd.read_csv(root, sep=separator, skiprows=before, skipinitialspace=True, index_col=False, **options)
         if table.empty:
             raise ValueError(f"{root} has a first row and no data rows; add some.")
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -289,6 +302,21 @@ def _read_table(root: Path) -> "pd.DataFrame":
     except (pd.errors.ParserError, pd.errors.ParserWarning, csv.Error) as error:
         reason = str(error).strip()
         raise ValueError(f"{root} is no table ({reason}); quote values that hold commas, close each quote.") from error
+
+
+def _warn_of_swallowed(table: "pd.DataFrame", file: Path) -> None:
+    """Warn where a value seems to hold rows, as after a quote that is not closed; :func:`_texts` refuses it where used.
+
+    From a place in one row to the same place in a later one each line break brings a row's worth of separators.
+    """
+    separator = "\t" if file.suffix.lower() == ".tsv" else ","
+    for column in table if file.suffix.lower() in _TEXT else ():
+        values = [value.strip() for value in table[column]]
+        breaks = [value.count("\n") for value in values]
+        held = [row for row, n in enumerate(breaks) if n and values[row].count(separator) == n * (table.shape[1] - 1)]
+        if held:
+            text = f"{file} may have lost {sum(breaks[row] for row in held)} rows inside the {column} of data row"
+            warnings.warn(f"{text} {_rows(held)}: close the quote there, or double it.", LeftOut, stacklevel=4)
 
 
 def _refuse_empty(file: Path, columns: Mapping[str, list[str]], cure: str) -> None:
@@ -326,7 +354,7 @@ def _texts(given: "pd.DataFrame", column: str, root: Path) -> list[str]:
 
     values = given[column].tolist()
     for row, value in enumerate(values):
-        if isinstance(value, str) and "\n" in value.strip() and root.suffix.lower() in (".csv", ".tsv", ".txt"):
+        if isinstance(value, str) and "\n" in value.strip() and root.suffix.lower() in _TEXT:
             raise ValueError(
                 f"{root} has a line break in the {column} of data row {row + 1}, {value[:40]!r}: a quote at the "
                 "beginning of a value that is not closed swallows rows. Double it; or, where the value has a line "
@@ -335,11 +363,11 @@ def _texts(given: "pd.DataFrame", column: str, root: Path) -> list[str]:
         if pd.api.types.is_scalar(value) and pd.isna(value):
             values[row] = ""
         elif isinstance(value, float):
-            if not value.is_integer():
+            if not value.is_integer() or abs(value) >= 2**53:  # beyond, floats leave out whole numbers
                 raise ValueError(
                     f"{root} has the {column} {value!r} in data row {row + 1}; give text or whole numbers."
                 )
-            values[row] = int(value)  # pandas makes floats of integers beside a null
+            values[row] = int(value)
         elif isinstance(value, bytes):  # a binary column of parquet
             try:
                 values[row] = value.decode()

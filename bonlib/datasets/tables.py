@@ -270,7 +270,7 @@ def _decoded(files: ImageFiles, in_memory: bool | None, *, check: bool) -> tuple
     options = [_VERSION, files.size, files.color, whole, stamps, [ImageFile.LOAD_TRUNCATED_IMAGES]]
 
     def make() -> dict[str, NDArray[Any]]:
-        images, lines = files.read_all()
+        images, lines = files.read_all(keep=whole)
         return {"lines": np.array(lines, dtype=object).astype(str)} | ({"images": images.numpy()} if whole else {})
 
     kept = cached_arrays("cache/files", options, make)

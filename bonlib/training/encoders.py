@@ -1,6 +1,7 @@
 """Encoders by name: a small convolutional net and one of n-grams, torchvision's backbones; saving and loading them."""
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,6 +154,14 @@ def _backbone(name: str, dim: int, in_channels: int, weights: str | None, freeze
     if weights not in (None, "DEFAULT", *allowed):
         raise ValueError(f"weights is {weights!r}; {name} has {', '.join(allowed)}, 'DEFAULT' or None.")
     model = models.get_model(name, weights=weights)
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+        alone = models.get_model(name)
+    shapes, wanted = ({key: of.shape for key, of in one.state_dict().items()} for one in (model, alone))
+    if shapes != wanted or getattr(model, "transform_input", False):
+        raise ValueError(
+            f"weights is {weights!r}, with which torchvision makes another {name} than without (auxiliary heads, other "
+            "images), so that it could not be loaded again; take other weights, None, or another model."
+        )
     linear = [n for n, module in model.named_modules() if isinstance(module, nn.Linear) and "aux" not in n.lower()]
     if not linear:
         raise ValueError(f"name is {name!r}, which has no linear layer to replace; take another, such as 'resnet18'.")

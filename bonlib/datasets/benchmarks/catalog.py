@@ -131,9 +131,13 @@ def load_files(
         FileNotFoundError: if the layout is not the published one.
         ValueError: if the numbers are not the published ones, or root is needed.
     """
-    entry = BENCHMARKS[name]
     table = _read(name, root, seed, check_counts)
-    return image_set(table, split, seed=seed, source={"benchmark": name}, **entry.defaults | options)
+    return image_set(table, split, seed=seed, source={"benchmark": name}, **custom_options(name) | options)
+
+
+def custom_options(name: str) -> dict[str, Any]:
+    """Options of :func:`~bonlib.datasets.tables.image_set` that are the custom on a benchmark; none for other sets."""
+    return _PERSON if name == "combined-persons" else BENCHMARKS[name].defaults if name in BENCHMARKS else {}
 
 
 def files_fingerprint(name: str, root: str | Path | None, seed: int = 0) -> str:
