@@ -11,11 +11,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bonlib.core.checks import all_or_nothing, as_array, check_indices, locked, own_state, real_number, whole_number
+from bonlib.core.filling import fill
 from bonlib.core.growth import grown, is_of_first, joined
 from bonlib.core.hashed import WINDOW, HashedMiner, Unit
 from bonlib.core.hashes import make_hasher
 from bonlib.core.hashing import Hash
-from bonlib.core.kernels import RANDOM, SOURCES, UNSEEN, draw_negatives, draw_seeds, grouped, some_of_each
+from bonlib.core.kernels import RANDOM, SOURCES, UNSEEN, draw_negatives, draw_seeds
 from bonlib.core.layout import Form, Ids
 from bonlib.core.means import RunningMeans
 from bonlib.core.pool import draw_window_negatives, draw_window_seeds
@@ -24,7 +25,6 @@ from bonlib.core.table import BucketTable, default_bits
 _OPTIONS = ("bags", "unit", "pool", "window", "target", "margin", "momentum", "random_share", "probe")  # of a bag alone
 _BAGS, _MOMENTUM = 4, 0.5  # where nothing else is asked for
 _AHEAD, _PATIENCE = 64, 200  # batches that workers draw ahead; those without an update, after which it was forgotten
-_LEARNED, _AT_ONCE = 200, 128  # batches that the hash learns from where the table is filled at once, and their size
 
 
 class BagOfNegatives(HashedMiner):
@@ -55,9 +55,9 @@ class BagOfNegatives(HashedMiner):
         form: ``"set"``, ``"triplet"`` or ``"pair"``.
         batch_size: indices in a batch: a multiple of ``per_class``, 3 or 4 by form.
         per_class: samples of each class in a set; smaller classes are drawn with replacement.
-        bags: anchors whose windows, or buckets, the classes of a set come from; by default four, or more where four
-            windows are too narrow for a set. Where windows overlap, or are too few, ranks behind them are drawn too,
-            and then those that they have slid past.
+        bags: anchors whose windows, or buckets, the classes of a set come from; by default four, more where these are
+            too narrow, at most half of the classes. Where windows overlap, or are too few, ranks behind them are drawn
+            too, and then those that they have slid past.
         unit: what the table holds: ``"identity"``, or ``"sample"`` with a code for each sample.
         pool: candidates at most, 0 to 4096; with 0 classes and negatives are drawn from buckets as they are, which is
             for ``unit="sample"``.
@@ -126,7 +126,7 @@ class BagOfNegatives(HashedMiner):
             bags, most = _BAGS, classes or 1
             if self.pool:  # each anchor brings itself and its window
                 bags = max(bags, math.ceil(most / (1 + min(self.window[1], self.pool) - self.window[0])))
-            bags = min(bags, most)
+            bags = min(bags, max(most // 2, 1))  # for each brings a look-alike at least
         self.bags = whole_number("bags", bags, 1, classes, "A set has no more classes." if classes else "")
         self.momentum = real_number("momentum", momentum, 0, 0.99)
         if not self.pool and self.momentum != _MOMENTUM:
@@ -224,40 +224,11 @@ class BagOfNegatives(HashedMiner):
             per_class = whole_number("per_class", per_class, 1, 2**31 - 1)
         before, place = self.state_dict(), (self._drawn, self._resume, self._loaded)
         try:
-            self._fill(embed, per_class, at_once)
+            fill(self, embed, self._correct, per_class, at_once)
         except BaseException:
             self._load(before)
             self._drawn, self._resume, self._loaded = place
             raise
-
-    def _fill(self, embed: Callable[[Ids], Tensor], per_class: int | None, at_once: int) -> None:
-        """Look at samples; see :meth:`fill`, which puts everything back where this raises."""
-        looked, first = self._classes.order.astype(np.int64), self._classes.first
-        if per_class is not None:
-            looked, first = some_of_each(grouped(self._classes.of, len(self.classes)), per_class)
-        rng = np.random.default_rng([self.seed, 1])
-        some = rng.permutation(self.num_samples if per_class is None else looked)[: _LEARNED * _AT_ONCE]
-        known = torch.cat(
-            [self.checked(ids, embed(ids))[1] for ids in np.array_split(some, max(len(some) // at_once, 1))]
-        )
-        for rows in known.split(_AT_ONCE):
-            self.hasher.partial_fit(rows)
-        order = some.argsort()
-
-        def look(ids: Ids) -> Tensor:
-            """Embeddings of samples; those that the hash learned from are not asked for again."""
-            at = order[np.searchsorted(some, ids, sorter=order).clip(max=len(some) - 1)]
-            rows, new = known[torch.from_numpy(at)], some[at] != ids
-            if new.any():
-                rows[torch.from_numpy(new)] = self.checked(ids[new], embed(ids[new]))[1]
-            return rows
-
-        self._means = RunningMeans(len(self.classes), self.dim if self.pool else 0, self.momentum)
-        # Whole classes at a time, so that a sketch is the mean of all samples of its identity, and of no old one.
-        begins = first[np.flatnonzero(np.diff(first // at_once, prepend=-1))]
-        for ids in np.split(looked, begins[1:]):
-            parts = np.array_split(ids, -(-len(ids) // (2 * at_once)))
-            self._correct(ids, torch.cat([look(part) for part in parts]))
 
     def _correct(self, ids: Ids, embeddings: Tensor) -> tuple[Ids, Ids]:
         """Bring sketches and codes up to date with embeddings; returns the codes of their entries before and after."""
@@ -320,15 +291,14 @@ class BagOfNegatives(HashedMiner):
         options: dict[str, Any] = {name: getattr(self, name) for name in names}
         larger = BagOfNegatives(joined(self, labels), self.dim, **options, steps=steps)
         larger._load(grown(self.state_dict(), larger) if len(larger.class_of) > self.num_samples else self.state_dict())
-        larger._pass = self._pass + 1  # iterators that are still there are of another life
-        larger._lock = self._lock  # others may be waiting at it
+        # Iterators that are still there are of another life; others may be waiting at the lock.
+        larger._pass, larger._lock = self._pass + 1, self._lock
         vars(self).update(vars(larger))
         if (usual := default_bits(self.num_entries)) - self.bits > 1:
-            warnings.warn(
-                f"The bag has {self.num_entries:,} entries now and codes of {self.bits} bits, made for fewer, so that "
-                f"its buckets are large; make it with bits={usual}, for the size that you expect.",
-                stacklevel=3,
+            text = (
+                f"The bag has {self.num_entries:,} entries now, and codes of {self.bits} bits, made for fewer, so that"
             )
+            warnings.warn(f"{text} its buckets are large; give bits={usual}, for what you expect.", stacklevel=3)
 
     def _load(self, state: Mapping[str, Any]) -> None:
         super()._load(state)
@@ -366,19 +336,22 @@ class BagOfNegatives(HashedMiner):
     def draw_seeds(self, num_classes: int) -> Ids:
         """One sample each of ``num_classes`` classes, from what is near ``bags`` anchors."""
         count = whole_number("num_classes", num_classes, 1, len(self.classes))
-        shares = count, round((1 - self.random_share) * count)
+        share, more = divmod((1 - self.random_share) * count, 1)
+        near = int(share) + int(more > 0 and self._rng.random() < more)  # right on average
+        self._tally[RANDOM] += count - near
+        if not near:
+            return self.random_seeds(count)
         # Of identities, not samples: else those with many samples are in most batches, and some in none.
         draw = self.random_seeds if self.unit == "identity" else self.draw_anchors
-        anchors, sketches = draw(self.bags), self._means.sketches
+        anchors, sketches = draw(min(self.bags, near)), self._means.sketches
         self._means.make_room(self.bags + 1)
-        self._tally[RANDOM] += shares[0] - shares[1]
         if self.pool:
             return draw_window_seeds(
-                anchors, shares, self._dial, self.table.buckets, self._classes, sketches,
+                anchors, (count, near), self._dial, self.table.buckets, self._classes, sketches,
                 self._streams, self._rng, self._tally,
             )  # fmt: skip
         return draw_seeds(
-            anchors, shares, self._dial.bits, self.table.buckets, self._classes, sketches,
+            anchors, (count, near), self._dial.bits, self.table.buckets, self._classes, sketches,
             self._streams, self._rng, self._tally,
         )  # fmt: skip
 

@@ -59,7 +59,7 @@ def nearest_identities(
     found, apart = np.full((len(rows), k), -1, dtype=np.int64), np.full((len(rows), k), np.inf, dtype=np.float32)
     parts = min(-(-len(rows) * bag.pool * bag.dim // _AT_ONCE), len(rows))
     for at in np.array_split(np.arange(len(rows)), parts):
-        candidates = bag.pools_near(rows[at], own[at])  # (part, pool)
+        candidates = bag._pools_near(rows[at], own[at])  # (part, pool)
         none = candidates < 0
         some = candidates.clip(0)
         near = bag.means_of(some) if means is None else means.cpu()[some].float()  # (part, pool, dim)

@@ -126,6 +126,13 @@ def test_itq_loses_less_by_the_signs_than_principal_components():
     assert losses["itq"] < 0.9 * losses["pca"]
 
 
+def test_spectral_hashing_of_one_dimension_goes_on_after_its_first_fit():
+    hasher = make_hasher("spectral", 1, 1)
+    for seed in range(60):
+        hasher.partial_fit(gaussian(64, seed)[:, :1])
+    assert hasher.encode(gaussian(64)[:, :1]).float().mean() == pytest.approx(0.5, abs=0.2)
+
+
 def test_spectral_hashing_cuts_the_longest_direction_first_at_half_and_then_at_quarters():
     data = torch.rand(4096, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([10.0, 1.0])
     data = torch.cat([data, torch.zeros(4096, 14)], dim=1)

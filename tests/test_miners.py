@@ -1,10 +1,13 @@
 """Every opponent against a brute-force oracle on 200 points, and the rules that all share with BoN."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
 
+from bonlib.core.kernels import draw_seeds
 from bonlib.miners import list_miners, make_miner
 from bonlib.miners.base import Refreshing
 from bonlib.training.losses import make_loss
@@ -70,6 +73,22 @@ def test_smart_mining_at_full_hardness_draws_what_brute_force_finds_nearest():
         order, samples = brute_ranks(int(seeds[0]), embeddings)
         expected = {samples[c] for c in order[:8]}  # the window holds eight, of which the set has room for seven
         assert len(set(seeds[1:].tolist()) & expected) >= 6  # approximate: an index may miss one
+
+
+@pytest.mark.parametrize("options", [{}, {"per_class": 1}, {"per_class": 40, "groups": 2}, {"batch_size": 3}])
+def test_triplets_of_smart_mining_depend_on_nothing_that_is_of_sets(options):
+    miner, embeddings = looked("smart", "triplet", nearest=200, **options), points()
+    miner._hardness = 1.0
+    anchors = np.arange(0, 200, 7)
+    nearest = [samples[order[0]] for order, samples in (brute_ranks(int(i), embeddings) for i in anchors)]
+    assert np.mean(miner.draw_negatives(anchors) == nearest) > 0.9  # approximate: an index may miss one
+
+
+def test_the_usual_number_of_subspaces_counts_the_identities_of_a_batch():
+    assert make("subspaces", batch_size=16).subspaces == 40 // (2 * 4)
+    for form, blocks in (("triplet", 3), ("pair", 4)):
+        for per_class in (1, 4, 40):
+            assert make("subspaces", form, batch_size=12, per_class=per_class).subspaces == 40 // (2 * 12 // blocks)
 
 
 def test_smart_mining_at_no_hardness_draws_the_farthest_it_knows():
@@ -154,6 +173,16 @@ def test_a_refreshed_bag_has_no_stale_code_after_a_look_and_is_corrected_like_bo
     assert miner.stats()["filled"] == miner.stats()["looks"] == 1
     miner.update([5, 6], points(2)[[5, 6]])
     assert miner.bag.table.codes([5, 6]).tolist() == miner.bag.hasher.encode(points(2)[[5, 6]]).tolist()
+
+
+def test_the_first_look_of_a_refreshed_bag_hashes_as_filling_does():
+    miner, bag = make("refreshed-bag", bits=3), make("bag", bits=3)
+    shifted = points() + 2.0  # far from the origin, where nothing that is not centred tells them apart
+    miner.refresh(lambda ids: shifted[torch.from_numpy(ids)])
+    bag.fill(lambda ids: shifted[ids])
+    everyone = np.arange(200)
+    assert miner.bag.codes(everyone).tolist() == bag.codes(everyone).tolist()
+    assert len(set(bag.codes(everyone))) == 8
 
 
 @pytest.mark.parametrize("name", LOOKING)
@@ -284,6 +313,25 @@ def test_a_share_of_a_set_and_of_the_negatives_is_drawn_at_random(share):
     assert elsewhere.mean() == pytest.approx(share * by_chance, abs=0.02)
     assert miner.stats()["from_random"] == pytest.approx(share, abs=0.02)
     assert miner._tally.sum() == len(anchors)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.97])
+def test_a_share_that_is_no_whole_number_of_identities_is_right_on_average(share):
+    miner = make("bag", random_share=share, bits=1)
+    miner.update(np.arange(200), points())
+    with mock.patch("bonlib.bag.draw_seeds", wraps=draw_seeds) as drawn:
+        for _ in range(400):
+            assert len(set(CLASS_OF[miner.draw_seeds(8)])) == 8
+    near = sum(call.args[1][1] for call in drawn.call_args_list)
+    assert near / (400 * 8) == pytest.approx(1 - share, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["bag", "two-stage-bag"])
+def test_a_set_that_is_all_random_throws_nobody_away(name):
+    miner = make(name, random_share=1.0, bits=2)
+    miner.fill(lambda ids: points()[ids])
+    seen = np.concatenate([miner.class_of[miner.draw_seeds(8)] for _ in range(5)])
+    assert sorted(seen) == list(range(40))
 
 
 def test_without_probing_too_small_a_bucket_is_filled_up_at_random():

@@ -49,6 +49,39 @@ def distances(anchor: int, classes) -> list[int]:
     return ((rounded[classes] - rounded[labels[anchor]]) ** 2).sum(axis=1).tolist()
 
 
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("window", [(0, 1), (0, 8), (1, 3)])
+def test_the_usual_number_of_anchors_leaves_room_for_look_alikes(classes, window):
+    bag = filled(batch_size=2 * classes, per_class=2, window=window)
+    assert bag.bags <= classes / 2
+    for _ in range(20):
+        bag.draw_seeds(classes)
+    assert bag._tally.sum() >= 20 * (classes - bag.bags)  # all but the anchors
+    assert bag.stats()["from_random"] == 0
+
+
+@pytest.mark.parametrize("unit", ["identity", "sample"])
+@pytest.mark.parametrize("hasher", ["hyperplanes", "autoencoder"])
+def test_filling_forgets_the_centre_and_the_size_of_an_older_encoder(unit, hasher):
+    old = 30 * embeddings(5) + 100
+    bag, fresh = (BagOfNegatives(labels, DIM, unit=unit, bits=4, batch_size=24, hasher=hasher) for _ in range(2))
+    for indices, _ in zip(bag, range(60), strict=False):
+        bag.update(indices, old[indices])
+    for one in (bag, fresh):
+        one.fill(lambda ids: embeddings()[ids])
+    assert bag.hasher.scale == fresh.hasher.scale
+    assert torch.allclose(bag.hasher.tensors["mean"], fresh.hasher.tensors["mean"])
+    if hasher == "hyperplanes":  # the directions of the other have learned
+        assert (bag.codes(np.arange(240)) == fresh.codes(np.arange(240))).all()
+
+
+@pytest.mark.parametrize("count", [128, 129, 130, 200, 240])
+def test_the_centre_of_a_table_that_was_filled_is_the_mean_of_all(count):
+    bag = BagOfNegatives(labels[:count], DIM, batch_size=24, bits=4)
+    bag.fill(lambda ids: embeddings()[ids])
+    assert torch.allclose(bag.hasher.tensors["mean"], embeddings()[:count].mean(dim=0), atol=2e-3)
+
+
 @pytest.mark.parametrize("unit", ["identity", "sample"])
 def test_a_pool_that_holds_all_is_in_the_order_of_the_means(unit):
     bag = filled(unit=unit)
@@ -115,14 +148,14 @@ def test_a_pool_that_does_not_reach_to_the_window_gives_none(form):
 
 @pytest.mark.parametrize(
     ("batch_size", "pool", "window", "bags"),
-    [(16, 64, (0, 8), 4), (128, 64, (0, 8), 4), (160, 64, (0, 8), 5), (160, 64, (2, 4), 14), (160, 64, (0, 40), 4),
+    [(16, 64, (0, 8), 2), (32, 64, (0, 8), 4), (128, 64, (0, 8), 4), (160, 64, (0, 8), 5), (160, 64, (2, 4), 14), (160, 64, (0, 40), 4),
      (160, 4, (0, 8), 8)],
 )  # fmt: skip
 def test_as_many_anchors_as_windows_can_serve(batch_size, pool, window, bags):
     bag = BagOfNegatives(labels, DIM, batch_size=batch_size, pool=pool, window=window)
     assert bag.bags == bags
     assert batch_size // 4 - bags <= bags * (min(window[1], pool) - window[0])
-    assert BagOfNegatives(labels, DIM, batch_size=batch_size, unit="sample", pool=0).bags == 4
+    assert BagOfNegatives(labels, DIM, batch_size=batch_size, unit="sample", pool=0).bags == min(batch_size // 8, 4)
 
 
 def test_a_sketch_is_a_running_mean():
@@ -163,7 +196,7 @@ def test_a_fill_looks_once_at_some_samples_of_each_identity_evenly_spread(counts
     own = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     bag, seen = BagOfNegatives(own, DIM, form="triplet", batch_size=3, momentum=0.0), []
     rows = embeddings()[: len(own)]
-    with mock.patch("bonlib.bag._LEARNED", 1), mock.patch("bonlib.bag._AT_ONCE", learned):
+    with mock.patch("bonlib.core.filling._LEARNED", 1), mock.patch("bonlib.core.filling._BATCH", learned):
         bag.fill(lambda ids: seen.append(ids) or rows[ids], per_class=per_class, at_once=at_once)
     looked = set(np.concatenate(seen).tolist())
     assert len(looked) == len(np.concatenate(seen))
@@ -320,7 +353,7 @@ def test_no_state_leads_a_draw_out_of_its_arrays(unit, form, data, bits, counts,
 
 @pytest.mark.parametrize("broken", [1, 3, 5])  # in the two calls that the hash learns from, or later
 def test_a_fill_that_fails_changes_nothing(monkeypatch, broken):
-    monkeypatch.setattr("bonlib.bag._LEARNED", 1)
+    monkeypatch.setattr("bonlib.core.filling._LEARNED", 1)
     bag, calls = BagOfNegatives(labels, DIM, batch_size=24), []
 
     def embed(ids):

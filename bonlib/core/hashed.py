@@ -91,7 +91,11 @@ class HashedMiner(Miner):
 
     @property
     def means(self) -> Tensor:
-        """What is remembered of each identity: ``(num_classes, dim)`` float32, zero before anything is."""
+        """What is remembered of each identity: ``(num_classes, dim)`` float32, zero before anything is.
+
+        In eight bits a dimension: entries beyond four times what a usual embedding has in each are cut there, so for
+        sparse embeddings it is not much like the mean.
+        """
         return self._means.values()
 
     def means_of(self, identities: Ids) -> Tensor:
@@ -103,7 +107,7 @@ class HashedMiner(Miner):
         projections = self.hasher.project(rows)  # (n, bits)
         return read_codes(projections.to("cpu", torch.float32).numpy())
 
-    def pools_near(self, rows: Tensor, own: Ids) -> Ids:
+    def _pools_near(self, rows: Tensor, own: Ids) -> Ids:
         """Identities near embeddings ``(n, dim)``, unordered, without ``own`` ``(n,)``: ``(n, pool)``, -1 for none."""
         self._means.make_room(len(rows))
         codes, near = self.read(rows)
@@ -162,9 +166,10 @@ class HashedMiner(Miner):
             change at the next visit and ``reconstruction_error`` relative to the embeddings' size (both of late);
             ``from_own``, ``from_hamming1``, ``from_hamming2``, ``from_random``, ``from_unseen`` shares of the negatives
             (triplets, pairs) or classes (sets) drawn so far by where they came from; ``empty_bag_rate`` share of those
-            whose anchor had a code but that its own bucket could not give; ``age_mean`` and ``age_max`` of the codes,
-            in updates since they were corrected; ``batches_missed`` drawn so far without an update; ``hardness`` where
-            a ``target`` is given: 1 for the window as it was given, 0 at the end of what is found.
+            whose anchor had a code but that its own bucket did not give, ``random_share`` included; ``age_mean`` and
+            ``age_max`` of the codes, in updates since they were corrected; ``batches_missed`` drawn so far without an
+            update; ``hardness`` where a ``target`` is given: 1 for the window as it was given, 0 at the end of what is
+            found.
         """
         drawn, coded = self._tally.sum(), self._tally[:CODELESS].sum()
         steered = {} if self.target is None else {"hardness": self._hardness}

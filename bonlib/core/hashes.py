@@ -275,7 +275,8 @@ class SpectralHash(_Refitted):
 
     def fit(self, window: Tensor) -> None:
         """Find directions and frequencies for the latest rows ``(rows, dim)``."""
-        directions = torch.linalg.eigh(window.T.cov()).eigenvectors.flip(1)[:, : self.bits]  # (dim, bits)
+        covariance = window.T.cov().view(self.dim, self.dim)
+        directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, : self.bits]  # (dim, bits)
         along = window @ directions  # (rows, bits)
         # The box that the inner nine tenths fill: one batch of strangers among the rows does not widen it.
         low, high = along.quantile(along.new_tensor([0.05, 0.95]), dim=0)

@@ -80,6 +80,11 @@ class Hash(ABC):
         """Let go of lengths that were learned under another scale; called before the first rows of a new one."""
         self._since = 0
 
+    def begin_anew(self) -> None:
+        """Let go of scale and centre, before embeddings of another encoder; the directions stay."""
+        self._lengths = []
+        self.change_scale()
+
     def units(self, rows: Tensor) -> Tensor:
         """Hidden units whose sign is the bit: scaled rows ``(batch, dim)`` to ``(batch, bits)``."""
         return (rows - self.tensors["mean"]) @ self.tensors["encoder"]

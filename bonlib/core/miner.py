@@ -38,9 +38,9 @@ class Miner(ABC):
     what it learns are named in ``learned``: they are saved and loaded with the rest of the state.
 
     Anchors come from an endless shuffled stream, of samples, or of classes where sets are of look-alike identities:
-    each is an anchor once before any is twice. Classmates come from such a stream for each class. All cost O(1) a draw,
-    with no pause at the end of a pass. Classes smaller than ``per_class`` are drawn with replacement; the only sample
-    of a class is its own positive. Memory: 8 bytes a sample and 16 a class.
+    each has its turn, as an anchor or where random classes fill up, before any has it twice. Classmates come from such
+    a stream for each class. All cost O(1) a draw, with no pause at the end of a pass. Small classes are drawn with
+    replacement; the only sample of a class is its own positive. Memory: 8 bytes a sample and 16 a class.
 
     Iterating goes through one pass of ``steps`` batches; each iterator is a pass of its own, of which the latest counts
     for the state. A state saved in the middle of a pass goes on there; one saved at its end begins the next pass.

@@ -111,7 +111,7 @@ def image_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     if holds_text(name, given):
         return {}
-    custom = custom_options(name) | given
+    custom = custom_options(name) | dict(given)
     defaults = {option: entry.default for option, entry in _parameters(name).items()}
     return {option: custom.get(option, defaults[option]) for option in _IMAGE_OPTIONS if option in defaults}
 

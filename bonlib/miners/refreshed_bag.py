@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -77,4 +78,7 @@ class RefreshedBag(Refreshing):
         own_state(state, type(self).__name__, ("bag",))
 
     def _look(self, embeddings: Tensor) -> None:
-        self.bag.correct(self._wanted(), embeddings)
+        if self.bag._updates:
+            self.bag.correct(self._wanted(), embeddings)
+        else:  # the hash has seen nothing, so that it is not centred
+            self.bag.fill(lambda ids: embeddings[torch.from_numpy(ids)])

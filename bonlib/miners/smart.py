@@ -122,7 +122,8 @@ class SmartMining(Refreshing):
         order = first.argsort()
         classes, samples = classes[order], found[first[order]]  # by rank
         start = round((1 - self._hardness) * max(len(classes) - 1, 0))
-        window = max(start, self.batch_size // self.per_class // self.groups)  # wider where it is easier
+        wanted = self.batch_size // self.per_class // self.groups if self.form == "set" else 1
+        window = max(start, wanted, 1)  # wider where it is easier
         near, far = np.arange(len(classes))[start : start + window], np.arange(start)[::-1]
         for at in (*self._rng.permutation(near), *far):
             yield int(classes[at]), int(samples[at])

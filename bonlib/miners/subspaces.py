@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bonlib.core.checks import check_indices, needs_extra, whole_number
-from bonlib.core.layout import Ids, Layout
+from bonlib.core.layout import FORMS, Ids, Layout
 from bonlib.core.means import class_means
 from bonlib.miners.base import Refreshing
 
@@ -52,7 +52,8 @@ class Subspaces(Refreshing):
     ) -> None:
         super().__init__(labels, dim, every=every, warm_up=warm_up, **layout)
         if subspaces is None:
-            subspaces = max(len(self.classes) // (2 * max(self.batch_size // self.per_class, 1)), 1)
+            classes = self.batch_size // (FORMS[self.form] or self.per_class)
+            subspaces = max(len(self.classes) // (2 * classes), 1)
         self.subspaces = whole_number("subspaces", subspaces, 1, len(self.classes), "There are no more classes.")
         with needs_extra("100K identities"):
             import faiss  # noqa: F401
