@@ -324,7 +324,7 @@ def ranked(runs: pd.DataFrame, method: str, more: Mapping[str, pd.Series] | None
         method: whose lead it is.
         more: further columns, by their headers: cells by method.
     """
-    columns, more = ["validation.recall@1", "validation.map@r"], more or {}
+    columns, more, runs = ["validation.recall@1", "validation.map@r"], more or {}, of_shared_seeds(runs)
     means, table = runs.groupby("method")[columns].mean(), against(runs, columns[0], method)
     rows = [
         [

@@ -103,6 +103,10 @@ def test_the_baseline_is_the_mean_over_recorded_seeds(folders):
     assert mean_curve("main", "hangul", "set").empty
     with pytest.warns(UserWarning, match="no records"):
         assert list(mean_curve("nothing", "glyphs", "set").columns) == ["step", "recall@1", "map@r"]
+    save_run(config | {"identities": 5}, "some", history=history)
+    save_run(config | {"identities": 9}, "some", history=history)
+    with pytest.raises(ValueError, match="'some' has several random sets on glyphs with one seed"):
+        mean_curve("some", "glyphs", "set")
     save_run(config | {"seed": 2, "loss": "infonce"}, "main", history=[{"step": 10, "recall@1": 0.9, "map@r": 0.9}])
     with pytest.raises(ValueError, match=r"sweep 'main' has several random sets on glyphs: .* under infonce"):
         mean_curve("main", "glyphs", "set")

@@ -1,5 +1,6 @@
 """Losses by name: values by hand, forms that go together."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +8,15 @@ from bonlib.bag import BagOfNegatives
 from bonlib.training.losses import active_share, list_losses, make_loss
 
 NEEDED = {"dim": 8, "num_classes": 10}
+SMOOTH = {
+    "soft-triplet",
+    "batch-hard-soft",
+    "multi-similarity",
+    "infonce",
+    "cosface",
+    "sampled-softmax",
+    "proxy-anchor",
+}
 
 
 def batch(form, seed=0):
@@ -28,7 +38,17 @@ def test_every_loss_of_every_form_gives_a_gradient(form, name):
     value.backward()
     assert torch.isfinite(value)
     assert embeddings.grad.abs().sum() > 0
-    assert 0 <= active <= 1
+    assert 0 <= active <= 1 or (np.isnan(active) and name in SMOOTH)
+
+
+@pytest.mark.parametrize("name", list_losses("set"))
+def test_active_tuples_are_counted_where_the_loss_can_be_zero_alone(name):
+    """Far apart, with the samples of each class in one place, a loss with a margin has nothing left to do."""
+    embeddings = torch.eye(24)[torch.arange(6).repeat_interleave(4), :8].requires_grad_()
+    value, active = make_loss(name, "set", **NEEDED)(embeddings, torch.arange(6).repeat_interleave(4), None)
+    assert np.isnan(active) == (name in SMOOTH)
+    if name not in SMOOTH and name != "lifted-structure":  # whose positives count by themselves
+        assert (float(value.detach()), active) == (0, 0)
 
 
 def test_triplets_by_hand():

@@ -148,8 +148,8 @@ def test_a_pool_that_does_not_reach_to_the_window_gives_none(form):
 
 @pytest.mark.parametrize(
     ("batch_size", "pool", "window", "bags"),
-    [(16, 64, (0, 8), 2), (32, 64, (0, 8), 4), (128, 64, (0, 8), 4), (160, 64, (0, 8), 5), (160, 64, (2, 4), 14), (160, 64, (0, 40), 4),
-     (160, 4, (0, 8), 8)],
+    [(16, 64, (0, 8), 2), (32, 64, (0, 8), 4), (128, 64, (0, 8), 4), (160, 64, (0, 8), 5), (160, 64, (2, 4), 14),
+     (160, 64, (0, 40), 4), (160, 4, (0, 8), 8)],
 )  # fmt: skip
 def test_as_many_anchors_as_windows_can_serve(batch_size, pool, window, bags):
     bag = BagOfNegatives(labels, DIM, batch_size=batch_size, pool=pool, window=window)

@@ -215,15 +215,15 @@ def test_a_run_that_never_gets_there_is_not_dropped():
         return pd.DataFrame(points).assign(key=key, method=method, seed=seed)
 
     records = pd.concat([
-        history("a", "random sets + batch-hard", [0.4, 0.6, 0.8]),
+        *(history(key, "random sets + batch-hard", [0.4, 0.6, 0.8], seed) for seed, key in enumerate("afg")),
         history("b", "bag", [0.7, 0.8, 0.9]),
-        history("c", "bag", [0.7, 0.7, 0.8]),
-        history("d", "bag", [0.1, 0.2, 0.3]),
+        history("c", "bag", [0.7, 0.7, 0.8], 1),
+        history("d", "bag", [0.1, 0.2, 0.3], 2),
         history("e", "slow", [0.1, 0.2, 0.3]),
     ])  # fmt: skip
-    runs = pd.DataFrame({"key": list("abcde"), "seed": 0})
+    runs = pd.DataFrame({"key": list("afgbcde"), "seed": [0, 1, 2, 0, 1, 2, 0]})
     with pytest.raises(ValueError, match="as data set"):
-        time_to_accuracy(runs.assign(dataset=list("xxxyy")), records)
+        time_to_accuracy(runs.assign(dataset=list("xxxxxyy")), records)
     table = time_to_accuracy(runs, pd.concat([records, history("z", "random sets + batch-hard", [1.0])]))  # no run's
     assert table.loc["bag", ["step", "reached", "seeds"]].tolist() == [30, 2, 3]
     assert np.isinf(table.loc["slow", "seconds"])
@@ -234,6 +234,13 @@ def test_a_run_that_never_gets_there_is_not_dropped():
     assert steps["step"].tolist() == time_to_accuracy(runs, records)["step"].tolist()
     with pytest.raises(ValueError, match=r"runs of \['cpu', 'cuda'\]; choose those of one device"):
         cost_table(several)
+    with pytest.raises(ValueError, match=r"random sets . batch-hard has several runs of one seed"):
+        time_to_accuracy(runs.assign(seed=0), records)
+    machine = {"provenance.processor": "Xeon", "provenance.cores": 2, "device": "cpu", "provenance.gpu": "H100"}
+    for other in ({"provenance.cores": 16}, {"device": "cuda"}, {"provenance.processor": "EPYC"}):
+        mixed = pd.concat([runs.iloc[:2].assign(**machine), runs.iloc[2:].assign(**machine | other)])
+        assert "seconds" not in time_to_accuracy(mixed, records)
+    assert "seconds" in time_to_accuracy(runs.assign(**machine), records)
 
 
 def test_a_target_is_of_the_same_seed():

@@ -174,15 +174,18 @@ def mean_curve(sweep: str, dataset: str, form: str) -> pd.DataFrame:
     """``step``, ``recall@1`` and ``map@r`` of a sweep's random batches, means over seeds; may be empty.
 
     Raises:
-        ValueError: if several methods draw random batches there, such as two losses.
+        ValueError: if several methods draw random batches there, such as two losses, or with one seed several runs do.
     """
     wanted = {"dataset": dataset, "miner": "random", "form": form}
-    history = load_history(sweep).reindex(columns=[*wanted, "method", "loss", "step", "recall@1", "map@r"])
+    history = load_history(sweep).reindex(columns=[*wanted, "method", "loss", "seed", "step", "recall@1", "map@r"])
     chosen = history[(history[list(wanted)] == list(wanted.values())).all(axis=1)]
     several = sorted({f"{method} under {loss}" for method, loss in zip(chosen["method"], chosen["loss"], strict=True)})
     if len(several) > 1:
         named = ", ".join(several)
         raise ValueError(f"sweep {sweep!r} has several random {form}s on {dataset}: {named}; take one that has one.")
+    if chosen.duplicated(["seed", "step"]).any():  # pyright: ignore
+        text = f"sweep {sweep!r} has several random {form}s on {dataset} with one seed"
+        raise ValueError(f"{text}, which differ in their settings; take one that has one.")
     return chosen.groupby("step")[["recall@1", "map@r"]].mean().reset_index()  # pyright: ignore
 
 

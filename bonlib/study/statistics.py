@@ -157,10 +157,27 @@ def _one_budget(runs: pd.DataFrame, name: str) -> None:
             raise ValueError(f"{kinds.idxmax()} has runs of several {column}; choose those of one, or name them apart.")
 
 
+def _one_run_a_seed(runs: pd.DataFrame) -> None:
+    """Refuse to take runs of several configs for several seeds.
+
+    Raises:
+        ValueError: if a method has two runs of a seed.
+    """
+    if (twice := runs.duplicated(["method", "seed"])).any():
+        name = runs["method"][twice].iloc[0]
+        raise ValueError(f"{name} has several runs of one seed; choose those of one config, or name them apart.")
+
+
 def _devices(runs: pd.DataFrame) -> list[str]:
     """Those of the runs, by their names where these are known; the seconds of several cannot be compared."""
-    known = runs.reindex(columns=["provenance.gpu", "provenance.processor", "device"])
-    return sorted(known.bfill(axis=1).iloc[:, 0].dropna().unique())
+    columns = ["device", "provenance.gpu", "provenance.processor", "provenance.cores"]
+    known, names = runs.reindex(columns=columns).astype(object), set[str]()
+    for device, gpu, processor, cores in known.where(known.notna(), None).itertuples(index=False):
+        if gpu and device != "cpu":  # a machine that has a GPU may still compute without it
+            names.add(gpu)
+        elif processor or device:
+            names.add(f"{processor}, {cores:.0f} cores" if processor and cores else processor or device)
+    return sorted(names)
 
 
 def _compared(rows: list[dict[str, Any]], differences: list[Difference]) -> pd.DataFrame:
@@ -292,7 +309,7 @@ def time_to_accuracy(
         ``step`` and ``seconds``; no seconds where the runs are of several devices.
 
     Raises:
-        ValueError: if the baseline has no run, or none of a seed, or a run has no history.
+        ValueError: if the baseline has no run, or none of a seed, a run has no history, or a method two of a seed.
     """
     _one_budget(runs, "The table")
     history = history.loc[history["key"].isin(runs["key"])] if len(history) else history
@@ -312,8 +329,9 @@ def time_to_accuracy(
         points = history[history["key"] == key].sort_values("step")
         there = points[points[metric] >= targets[seed] - _ROUNDING]
         first = there.iloc[0] if len(there) else {"step": np.inf, "training_seconds": np.inf}
-        method = {"method": points.iloc[0]["method"]}
+        method = {"method": points.iloc[0]["method"], "seed": seed}
         rows.append(method | {"reached": len(there) > 0, "step": first["step"], "seconds": first["training_seconds"]})
+    _one_run_a_seed(pd.DataFrame(rows))
     groups = pd.DataFrame(rows).groupby("method", sort=False)
     medians = groups[["step", "seconds"] if len(_devices(runs)) < 2 else ["step"]].median()
     return medians.assign(target=best.mean(), reached=groups["reached"].sum(), seeds=groups.size())
@@ -327,10 +345,11 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
         (draw, hash and refresh) and ``peak_memory_gib``.
 
     Raises:
-        ValueError: if the runs are of several devices.
+        ValueError: if the runs are of several devices, or a method has two of a seed.
     """
     if len(devices := _devices(runs)) > 1:
         raise ValueError(f"The table has runs of {devices}; choose those of one device.")
+    _one_run_a_seed(runs)
     parts = ["draw", "data", "compute", "hash", "refresh"]
     runs = runs.dropna(subset=["seconds.compute"])  # a failed run has none
     seconds = runs.reindex(columns=[f"seconds.{part}" for part in parts]).fillna(0.0).set_axis(parts, axis=1)

@@ -265,8 +265,9 @@ def results_lines(sweep: str) -> Iterator[str]:
         return
     runs = runs.dropna(subset=["metrics.recall@1"])  # a failed run has none
     for of, group in runs.groupby(runs["dataset"] + ", " + runs["method"], sort=False):
-        score = mean_interval(group["metrics.recall@1"].tolist())
-        yield f"  {of!s:34} R@1 {score}  ({score.seeds} seed{'s' * (score.seeds > 1)})"
+        score, seeds = mean_interval(group["metrics.recall@1"].tolist()), group["seed"].nunique()
+        several = f"{len(group)} runs of " * (len(group) > seeds)
+        yield f"  {of!s:34} R@1 {score}  ({several}{seeds} seed{'s' * (seeds > 1)})"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Losses by name, from pytorch-metric-learning, with their miners inside the batch, set up for each form."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ class _Recipe:
     miner: Callable[[float], nn.Module] | None = None
     forms: tuple[Form, ...] = ("set",)
     margin: float = 0.2
+    smooth: bool = False  # whether it is never zero, so that all tuples are active or none is told from another
 
 
 def _recipes() -> dict[str, _Recipe]:
@@ -60,23 +62,24 @@ def _recipes() -> dict[str, _Recipe]:
     return {
         "contrastive": _Recipe(contrastive, forms=("set", "pair"), margin=0.5),
         "triplet": _Recipe(triplet, forms=("set", "triplet")),
-        "soft-triplet": _Recipe(soft, forms=("set", "triplet")),
+        "soft-triplet": _Recipe(soft, forms=("set", "triplet"), smooth=True),
         "batch-hard": _Recipe(triplet, lambda _: miners.BatchHardMiner()),
-        "batch-hard-soft": _Recipe(soft, lambda _: miners.BatchHardMiner()),
+        "batch-hard-soft": _Recipe(soft, lambda _: miners.BatchHardMiner(), smooth=True),
         "semi-hard": _Recipe(triplet, lambda m: miners.TripletMarginMiner(m, type_of_triplets="semihard")),
         "lifted-structure": _Recipe(lifted, margin=1.0),
         "multi-similarity": _Recipe(
             lambda m: losses.MultiSimilarityLoss(alpha=2, beta=50, base=m),
             lambda _: miners.MultiSimilarityMiner(0.1),
             margin=0.5,
+            smooth=True,
         ),
-        "infonce": _Recipe(InfoNCE, forms=("set", "pair"), margin=0.1),
+        "infonce": _Recipe(InfoNCE, forms=("set", "pair"), margin=0.1, smooth=True),
         "margin": _Recipe(margin_loss, forms=("set", "triplet")),
         "distance-weighted": _Recipe(margin_loss, lambda _: miners.DistanceWeightedMiner(0.5, 1.4)),
         "cross-batch-memory": _Recipe(cross_batch, margin=1.0),
-        "cosface": _Recipe(cosface, margin=0.35),
-        "sampled-softmax": _Recipe(sampled_softmax, margin=0.35),
-        "proxy-anchor": _Recipe(proxy_anchor, margin=0.1),
+        "cosface": _Recipe(cosface, margin=0.35, smooth=True),
+        "sampled-softmax": _Recipe(sampled_softmax, margin=0.35, smooth=True),
+        "proxy-anchor": _Recipe(proxy_anchor, margin=0.1, smooth=True),
     }
 
 
@@ -139,11 +142,12 @@ class MinedLoss(nn.Module):
     Called with ``(embeddings, labels, index_tuple)`` it returns the loss and the share of active tuples. A tuple is
     active when it pulls at the encoder: a triplet whose negative is not farther than its positive by the margin, a
     negative pair nearer than the margin. Where a loss mines its own tuples, each anchor's hardest triplet counts.
+    Of a smooth loss, which no tuple brings to zero, the share is not known.
     """
 
-    def __init__(self, loss: nn.Module, miner: nn.Module | None, margin: float) -> None:
+    def __init__(self, loss: nn.Module, miner: nn.Module | None, margin: float | None) -> None:
         super().__init__()
-        self.loss, self.miner, self.margin = loss, miner, margin
+        self.loss, self.miner, self.margin = loss, miner, margin  # None: smooth
 
     def forward(
         self, embeddings: Tensor, labels: Tensor, index_tuple: IndexTuple | None = None
@@ -156,12 +160,15 @@ class MinedLoss(nn.Module):
             index_tuple: the sampler's: ``(a, p, n)``, ``(a1, p, a2, n)``, or ``None`` to mine inside the batch.
 
         Returns:
-            The loss, a scalar tensor, and the share of active tuples in 0 to 1.
+            The loss, a scalar tensor, and the share of active tuples in 0 to 1, NaN for a smooth loss.
         """
         tuples = index_tuple
         if tuples is None and self.miner is not None:
             tuples = self.miner(embeddings, labels)
-        return self.loss(embeddings, labels, tuples), active_share(embeddings, labels, index_tuple, self.margin)
+        loss = self.loss(embeddings, labels, tuples)
+        if self.margin is None:
+            return loss, math.nan
+        return loss, active_share(embeddings, labels, index_tuple, self.margin)
 
 
 def has_centres(loss: nn.Module) -> bool:
@@ -238,4 +245,6 @@ def make_loss(
         raise ValueError(f"loss {name!r} needs {', '.join(missing)}; give it, as {missing[0]}=….")
     with torch.random.fork_rng(devices=[]):  # weights of a loss are drawn from the global generator
         torch.default_generator.manual_seed(seed)  # that of the CPU alone
-        return MinedLoss(recipe.loss(margin, **given), recipe.miner and recipe.miner(margin), margin)
+        return MinedLoss(
+            recipe.loss(margin, **given), recipe.miner and recipe.miner(margin), None if recipe.smooth else margin
+        )

@@ -113,14 +113,14 @@ def leads(tables: Mapping[str, pd.DataFrame], method: str) -> Figure:
     figure, axes = plt.subplots(down, across, figsize=size, squeeze=False)
     for ax in axes.flat[len(tables) :]:
         ax.set_axis_off()
-    markers = {"ahead": ">", "level": "o", "behind": "<"}
+    markers = {"ahead": ">", "level": "o", "behind": "<"}  # a cross: not known, of one seed
     others = list(dict.fromkeys(name for table in tables.values() for name in table.index))
     for place, (title, table) in enumerate(tables.items()):
         ax = axes.flat[place]
         for name, row in table.iterrows():
             y, colour = others.index(name), INK if row["verdict"] in ("ahead", "behind") else MUTED
             ax.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, linewidth=2)
-            ax.plot(100 * row["lead"], y, markers.get(row["verdict"], "o"), color=colour, markersize=7)
+            ax.plot(100 * row["lead"], y, markers.get(row["verdict"], "x"), color=colour, markersize=7)
         ax.axvline(0, color=INK, linewidth=1)
         sizes = 100 * table["lead"].abs().sort_values()
         reach = sizes.iloc[len(sizes) // 2]
