@@ -109,8 +109,9 @@ def main() -> None:
         for name in ("random", "bag", "random, then bag", "random, then clusters"):
             first, *then = name.split(", then ")
             model, began = new_model(texts, seed), time.perf_counter()
-            for batches in (first, then[0] if then else first):
-                train(model, data, STEPS // 2, seed, batches)
+            halves = [first, *then]
+            for half, batches in enumerate(halves):  # with other batches, not with the first ones again
+                train(model, data, STEPS // len(halves), seed + 100 * half, batches)
             seconds = time.perf_counter() - began
             rows.append({"seed": seed, "method": name, "rows": len(data), "gallery": len(validation), "steps": STEPS,
                          "mrr@10": mrr(model, validation), "seconds": seconds})  # fmt: skip

@@ -265,7 +265,7 @@ def ablation_ranks() -> str:
 
 def law() -> str:
     """Leads over random sets by the number of training identities."""
-    every = finished("ablation_stages").query("dataset == 'hangul'")  # all identities
+    every = _field()["hangul"]  # all identities
     runs = pd.concat([finished("law"), every[every["method"].isin(["random", "first stage", "two stages"])]])
     sizes = runs["identities"].fillna(runs["data.identities"].max()).astype(int)
     rows = []

@@ -219,6 +219,23 @@ def test_the_nearest_images_are_those_of_brute_force_without_the_query():
     queries = np.array([3, 17, 39])
     distances = torch.cdist(embeddings.double(), embeddings.double()).fill_diagonal_(torch.inf)
     assert (nearest_images(embeddings, queries, k=5) == distances[queries].argsort(dim=1)[:, :5].numpy()).all()
+    all_others = nearest_images(embeddings, queries, k=100)
+    assert all_others.shape == (3, 39)
+    assert not (all_others == queries[:, None]).any()
+
+
+def test_the_nearest_negatives_are_no_more_than_there_are():
+    bag = BagOfNegatives([0, 0, 0, 1, 1, 2], 8, form="triplet", batch_size=3)
+    found = nearest_negatives(bag, torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), 0, 10)
+    assert sorted(found) == [3, 4, 5]
+
+
+def test_look_alikes_pass_over_identities_without_a_sample():
+    embeddings, labels = clusters([4] * 30, noise=0.2)
+    dataset = TextSet([str(i) for i in range(120)], labels * 2, [str(c) for c in range(61)])
+    same = TextSet([str(i) for i in range(120)], labels, [str(c) for c in range(30)])
+    rows, expected = (look_alikes(one, embeddings, rows=3, k=4) for one in (dataset, same))
+    assert [row.tolist() for row in rows] == [row.tolist() for row in expected]
 
 
 def test_look_alikes_are_the_nearest_identities_by_their_means():

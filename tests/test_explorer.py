@@ -1,10 +1,13 @@
 """The explorer against brute force, and its widgets as a click moves them."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from bonlib.bag import BagOfNegatives
+from bonlib.study.analysis import embed_all
 from bonlib.study.config import Config
 from bonlib.study.experiment import Experiment
 from bonlib.study.explorer import Dial, Explorer, Story, draw_view, draw_windows, look, over_time, telling_anchor
@@ -102,7 +105,28 @@ def test_slider_search_and_clicks_move_the_explorer(story):
     last_row = explorer.images.children[-1]
     last_row.children[0].children[0].click()  # the button that is the picture of the nearest negative
     assert explorer.view.anchor == nearest
-    assert f".bonlib-{nearest}{{background" in explorer._style.value
+    assert f".{explorer._prefix}-{nearest}{{background" in explorer._style.value
+    other = Explorer(story, explorer.view.anchor)  # perhaps of another notebook, on the same page
+    assert not set(re.findall(r"\.bonlib[\w-]+", explorer._style.value)) & set(
+        re.findall(r"\.bonlib[\w-]+", other._style.value)
+    )
+
+
+def test_a_story_follows_an_experiment_that_is_run_again(folders):
+    config = Config(
+        dataset="glyphs", identities=60, miner="bag", batch_size=24, steps=20, evaluate_every=10, test=False
+    )
+    experiment = Experiment(config)
+    story = Story(experiment)
+    story.remember(0)
+    for _ in range(2):
+        for step in experiment:
+            if step.metrics is not None:
+                story.remember(step.step)
+    assert [moment.step for moment in story.moments] == [0, 10, 20]
+    last, everyone = story.moments[-1], np.arange(len(story.dataset))
+    assert torch.equal(last.embeddings, embed_all(experiment.encoder, experiment.train))
+    assert (last.codes == experiment.miner.codes(everyone)).all()
 
 
 def test_an_anchor_without_a_code_has_an_empty_bag(story):

@@ -54,6 +54,15 @@ def test_the_classes_left_out_are_stood_for_in_the_sum(near):
     assert ((mean - whole).abs() < 4 * error).all()
 
 
+def test_it_keeps_its_digits_under_autocast():
+    embeddings, labels = torch.randn(24, 8, generator=torch.Generator().manual_seed(0)), torch.arange(24) // 4
+    loss = SampledSoftmax(6, 8, share=1, scale=64)
+    expected = loss(embeddings, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(embeddings, labels)
+    assert (value.dtype, value.item()) == (torch.float32, expected.item())
+
+
 def test_the_nearest_centres_take_part_and_follow_the_optimiser():
     rows, labels = batch(2)
     loss = SampledSoftmax(CLASSES, DIM, share=0.5, near=3, seed=1)

@@ -51,11 +51,12 @@ def pairs(**more):
     )
 
 
-def train(model, mined, folder, *, steps=8, save=None, resume=False, **evaluate):
+def train(model, mined, folder, *, steps=8, save=None, resume=False, gradient_accumulation_steps=1, **evaluate):
     arguments = SentenceTransformerTrainingArguments(
         str(folder), max_steps=steps, per_device_train_batch_size=BATCH, batch_sampler=mined.sampler, use_cpu=True,
         save_strategy="steps" if save else "no", save_steps=save or 1, ignore_data_skip=True, report_to="none",
         disable_tqdm=True, logging_strategy="no", seed=0, per_device_eval_batch_size=7,
+        gradient_accumulation_steps=gradient_accumulation_steps, lr_scheduler_type="constant",
     )  # fmt: skip
     trainer = SentenceTransformerTrainer(
         model, arguments, train_dataset=mined.dataset, loss=mined.loss, callbacks=[mined], **evaluate
@@ -145,7 +146,31 @@ def test_a_run_that_was_stopped_goes_on_with_the_batches_of_one_that_was_not(mod
     assert state["updates"] == resumed["updates"] == 18
 
 
-def shared_worker(rank, folder):
+@pytest.mark.parametrize(("many", "stop"), [(3, 2), (5, 1), (5, 3), (4, 2)])
+def test_a_run_that_accumulates_gradients_goes_on_as_it_would_have_or_is_refused(model, tmp_path, many, stop):
+    weights = {name: values.clone() for name, values in model.state_dict().items()}
+
+    def run(folder, **options):
+        model.load_state_dict(weights)
+        mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
+        told = watched(mined)
+        train(model, mined, folder, gradient_accumulation_steps=many, **options)
+        return [rows for rows, _ in told], {name: values.clone() for name, values in model.state_dict().items()}
+
+    updates = -(-12 // many)  # of an epoch
+    run(tmp_path / "parts", steps=stop, save=stop)
+    if stop % updates and (12 - stop % updates * many) % many:
+        with pytest.raises(ValueError, match=f"gradient_accumulation_steps is {many}, and .* of 12 batches are left"):
+            run(tmp_path / "parts", steps=2 * updates, resume=True)
+        return
+    whole, expected = run(tmp_path / "whole", steps=2 * updates)
+    rest, found = run(tmp_path / "parts", steps=2 * updates, resume=True)
+    assert rest == whole[len(whole) - len(rest) :]
+    assert len(whole) == 24
+    assert all(torch.equal(found[name], values) for name, values in expected.items())
+
+
+def shared_worker(rank, folder, batches, stop):
     """One of two processes: a run to its end, and one that is stopped and goes on."""
     torch.set_num_threads(1)
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29536}
@@ -153,24 +178,26 @@ def shared_worker(rank, folder):
 
     def run(name, **options):
         model = new_model()
-        mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
+        data = pairs().select(range(batches * BATCH))
+        mined = TextBag(data, losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
         told = watched(mined)
         train(model, mined, folder / name, **options)
         return [rows for rows, _ in told], mined.bag.state_dict()["table"]["members"].tolist()
 
     whole = run("whole", steps=9)
-    run("parts", steps=4, save=4)
+    run("parts", steps=stop, save=stop)
     (folder / f"{rank}.json").write_text(json.dumps([whole, run("parts", steps=9, resume=True)]))
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_that_were_stopped_go_on_to_the_bag_of_those_that_were_not(tmp_path):
-    mp.start_processes(shared_worker, (tmp_path,), nprocs=2, start_method="spawn")
+@pytest.mark.parametrize(("batches", "stop"), [(12, 4), (11, 3), (11, 5)])  # 5 are an epoch of two processes
+def test_two_processes_that_were_stopped_go_on_to_the_bag_of_those_that_were_not(tmp_path, batches, stop):
+    mp.start_processes(shared_worker, (tmp_path, batches, stop), nprocs=2, start_method="spawn")
     tables = []
     for rank in range(2):
-        (batches, table), (rest, resumed) = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert (len(batches), len(rest)) == (9, 5)
-        assert (rest, resumed) == (batches[4:], table)
+        (drawn, table), (rest, resumed) = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert (len(drawn), len(rest)) == (9, 9 - stop)
+        assert (rest, resumed) == (drawn[stop:], table)
         tables.append(table)
     assert tables[0] == tables[1]
 
@@ -267,10 +294,10 @@ def test_a_loss_that_shortens_embeddings_tells_the_bag_of_whole_ones(bert, tmp_p
     assert [tuple(rows.shape) for _, rows in told] == [(2 * BATCH, 16)] * 2
 
 
-def test_a_loss_that_embeds_more_than_the_batch_in_pieces_is_told(bert, tmp_path):
-    mined = TextBag(pairs(), losses.CachedGISTEmbedLoss(bert, bert, mini_batch_size=5), batch_size=BATCH)
-    with pytest.raises(ValueError, match="give its guide an encoder of its own, or a mini_batch_size"):
-        train(bert, mined, tmp_path, steps=1)
+def test_a_loss_that_embeds_more_than_the_batch_in_pieces_is_told(bert):
+    for pieces in (5, BATCH, 2 * BATCH):  # whole ones too: the guide's come between those of two columns
+        with pytest.raises(ValueError, match="whose guide is the encoder itself"):
+            TextBag(pairs(), losses.CachedGISTEmbedLoss(bert, bert, mini_batch_size=pieces), batch_size=BATCH)
 
 
 def test_a_trainer_with_other_batches_or_rows_is_told(model, tmp_path):

@@ -1,5 +1,6 @@
 """One miner over several processes: each draws its share of one global batch, all keep the same table."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -67,6 +68,20 @@ class RankMiner:
 
     def refresh(self, embed: Callable[[Ids], Tensor]) -> None:
         """Rank 0 looks at the data set, and all get what it saw."""
+        self.miner.refresh(self._seen_by_all(embed))
+
+    def fill(self, embed: Callable[[Ids], Tensor], **options: Any) -> None:
+        """As ``fill`` of a :class:`~bonlib.bag.BagOfNegatives`; rank 0 looks at the data set, all get what it saw.
+
+        Raises:
+            ValueError: if the miner has no table to fill.
+        """
+        if (fill := getattr(self.miner, "fill", None)) is None:
+            raise ValueError(f"miner is a {type(self.miner).__name__}, which has no table to fill; leave it out.")
+        fill(self._seen_by_all(embed), **options)
+
+    def _seen_by_all(self, embed: Callable[[Ids], Tensor]) -> Callable[[Ids], Tensor]:
+        """Embeddings as rank 0 has them: those of others may differ by their last digits, and so would the codes."""
 
         def seen(indices: Ids) -> Tensor:
             found = torch.empty(len(indices), self.miner.dim, dtype=torch.float32)
@@ -77,7 +92,7 @@ class RankMiner:
             from_rank_zero(look)
             return _guarded(lambda: _broadcast(found))
 
-        self.miner.refresh(seen)
+        return seen
 
     def __len__(self) -> int:
         """Batches that one iteration yields."""
@@ -89,17 +104,24 @@ class RankMiner:
         Raises:
             ValueError: if the miners of the processes are not the same; this is seen as a pass begins.
         """
-        self._refuse_others()
+        self.refuse_others()
         for batch in self.miner:
             yield np.asarray(batch)[self._parts()[rank()]].tolist()
 
-    def _refuse_others(self) -> None:
-        """Refuse to draw from miners that differ: some samples would be drawn twice, and tables drift apart."""
-        told = of_all_ranks(repr((self.miner._config(), self.miner._rng.bit_generator.state, self.miner.stats())))
+    def refuse_others(self, data: str = "") -> None:
+        """Refuse to draw from miners that differ: some samples would be drawn twice, and tables drift apart.
+
+        Args:
+            data: what stands for the data of this process.
+
+        Raises:
+            ValueError: if the states of the miners differ by a bit, or the data do.
+        """
+        told = of_all_ranks((_digest(self.miner.state_dict()), data) if world_size() > 1 else "")
         if others := [i for i, one in enumerate(told) if one != told[0]]:
             raise ValueError(
                 f"The miners of the processes {', '.join(map(str, others))} are not that of process 0; make them with "
-                "the same labels, arguments and seed, fill them with the same embeddings, and load the same state."
+                "the same data, labels, arguments and seed, fill them by RankMiner.fill, and load the same state."
             )
 
     def update(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:
@@ -183,6 +205,14 @@ def from_rank_zero(make: Callable[[], Any]) -> Any:
     if box[1] is not None:
         raise box[1]
     return box[0]
+
+
+def _digest(value: Any) -> str:
+    """Of a state: tensors to the bit, whatever else by its text."""
+    if isinstance(value, Mapping):
+        value = [(name, _digest(part)) for name, part in value.items()]
+    content = value.contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def of_all_ranks(value: Any) -> list[Any]:

@@ -1,5 +1,6 @@
 """sentence-transformers: batches of look-alike texts for its trainer, its losses unchanged."""
 
+import hashlib
 import secrets
 import warnings
 from collections import Counter
@@ -24,6 +25,7 @@ with needs_extra("bonlib.integrations.sentence_transformers", extra="sentence-tr
     from transformers import TrainerCallback
 
 _FILE = "bag_of_negatives.pt"  # in a checkpoint's folder
+_LOOKED = 64  # rows that stand for all
 _LABEL = "label"  # the column that the trainer hands to a loss
 
 
@@ -105,6 +107,9 @@ class TextBag(TrainerCallback):
         self._share = RankMiner(self.bag)
         self._run = secrets.token_hex(8)  # which run a checkpoint is of
         self._pending: list[list[int]] = []  # rows of batches that are drawn and not learned from yet
+        self._left = 0  # batches of an epoch that was resumed in its middle
+        some = np.linspace(0, rows - 1, min(rows, _LOOKED)).astype(int)
+        self._rows = hashlib.sha256(repr(dataset.select(some)[:]).encode()).hexdigest()  # what stands for all
         self._classes = None if label is None else torch.from_numpy(classes)
         self.dataset = dataset.select_columns(texts).add_column(_LABEL, np.arange(rows))
         self.loss, self.sampler = _WatchedLoss(loss, self), _Sampler(self)
@@ -146,11 +151,24 @@ class TextBag(TrainerCallback):
         return row[_LABEL] in range(len(self.dataset)) and row == self.dataset[row[_LABEL]]
 
     def draw(self) -> Iterator[list[int]]:
-        """Batches of row numbers: first those that a saved state had drawn already, then new ones."""
-        yield from list(self._pending)
-        for batch in self.bag:
+        """Batches of row numbers, as many as an epoch has: first those that were drawn already, then new ones.
+
+        Raises:
+            ValueError: if the bags or the rows of the processes are not the same.
+        """
+        self._share.refuse_others(self._rows)
+        left, self._left = self._left or len(self.bag), 0
+        for rows in self._pending[:left]:
+            left -= 1
+            yield rows
+        batches = iter(())
+        while left:
+            if (batch := next(batches, None)) is None:
+                batches = iter(self.bag)  # the bag's next pass, where a saved one ends within this epoch
+                continue
             rows = list(dict.fromkeys(i // self._texts for i in batch))
             self._pending.append(rows)
+            left -= 1
             yield rows
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -164,7 +182,7 @@ class TextBag(TrainerCallback):
         """Where the trainer resumes, so does the bag.
 
         Raises:
-            ValueError: if the trainer would skip batches, or the checkpoint has no bag, or that of another run.
+            ValueError: if the trainer would skip or lose batches, or the checkpoint has no bag, or that of another run.
         """
         if state.global_step:
             self._resume(args, state)
@@ -184,6 +202,15 @@ class TextBag(TrainerCallback):
         ours = state.stateful_callbacks.get(_FILE, {"attributes": {"run": saved.get("run")}})["attributes"]["run"]
         if saved.get("run") != ours:
             raise ValueError(f"{file} is of another run; resume in the output folder of the checkpoint.")
+        epoch, many = len(self.bag) // world_size(), args.gradient_accumulation_steps  # batches of a process
+        done = state.global_step % -(-epoch // many) * many
+        if done and (epoch - done) % many:
+            raise ValueError(
+                f"gradient_accumulation_steps is {many}, and {epoch - done} of {epoch} batches are left in the epoch, "
+                "of which the trainer would lose the last ones; resume from the end of an epoch "
+                "(save_strategy='epoch'), or accumulate over a number that divides them."
+            )
+        self._left = len(self.bag) - done * world_size() if done else 0
         self.bag.load_state_dict(saved["bag"])
         self._pending, self._run = [list(rows) for rows in saved["pending"]], saved.get("run", self._run)
 
@@ -243,6 +270,11 @@ class _WatchedLoss(nn.Module):
         super().__init__()
         self.loss, self._mined = loss, mined
         self._encoder = (_encoder(loss),)  # a tuple, so that it is not a part of this module twice
+        if getattr(loss, "guide", None) is self._encoder[0] and hasattr(loss, "mini_batch_size"):
+            raise ValueError(
+                f"loss is a {type(loss).__name__} whose guide is the encoder itself, so that it cannot be told which "
+                "texts it embeds when; give its guide an encoder of its own."
+            )
 
     @property
     def model(self) -> Any:
@@ -277,7 +309,7 @@ class _WatchedLoss(nn.Module):
         if not whole and sum(map(len, seen)) > rows * len(self._mined.dataset.column_names[:-1]):
             raise ValueError(
                 "The loss embeds more texts than the batch has, in pieces, so that it cannot be told which are whose; "
-                "give its guide an encoder of its own, or a mini_batch_size of the whole batch."
+                "give its guide an encoder of its own."
             )
         return torch.cat(seen)
 

@@ -236,8 +236,8 @@ def look_alikes(
     Returns:
         Dataset indices ``(1 + k,)``, one array a row.
     """
-    labels, means = dataset.labels, class_means(embeddings, dataset.labels, dataset.num_classes)
-    apart, nearest = [], []
+    present, labels = np.unique(dataset.labels.numpy(), return_inverse=True)  # some identities may have no sample
+    means, apart, nearest = class_means(embeddings, labels, len(present)), [], []
     for own in torch.arange(len(means)).split(1024):
         distances = torch.cdist(means[own], means)
         distances[torch.arange(len(own)), own] = -1  # itself first, whatever rounding says
@@ -246,19 +246,20 @@ def look_alikes(
         nearest.append(found.indices)
     close = torch.cat(apart).argsort()[: max(len(means) // 10, rows)].numpy()
     chosen = np.random.default_rng(seed).permutation(close)[:rows]
-    first = np.unique(labels.numpy(), return_index=True)[1]
+    first = np.unique(labels, return_index=True)[1]
     return [first[torch.cat(nearest)[c].numpy()] for c in chosen]
 
 
 def nearest_negatives(bag: BagOfNegatives, embeddings: Tensor, anchor: int, k: int) -> NDArray[np.int64]:
-    """The exact ``k`` nearest samples of other classes, over the whole data set."""
+    """The exact ``k`` nearest samples of other classes, over the whole data set, or as many as there are."""
     distances = (embeddings - embeddings[anchor]).norm(dim=1).numpy()
-    distances[bag.class_of == bag.class_of[anchor]] = np.inf
-    return np.argsort(distances)[:k]
+    own = bag.class_of == bag.class_of[anchor]
+    distances[own] = np.inf
+    return np.argsort(distances)[: min(k, (~own).sum())]
 
 
 def nearest_images(embeddings: Tensor, queries: NDArray[np.int64], *, k: int = 10) -> NDArray[np.int64]:
-    """The nearest of all other samples to each query, nearest first, ``(len(queries), k)``.
+    """The nearest of all other samples to each query, nearest first, ``(len(queries), k)`` or as many as there are.
 
     Args:
         embeddings: ``(num_samples, dim)``.
@@ -268,4 +269,4 @@ def nearest_images(embeddings: Tensor, queries: NDArray[np.int64], *, k: int = 1
     rows = centred(embeddings)
     distances = torch.cdist(rows[queries], rows)  # (queries, num_samples)
     distances[torch.arange(len(queries)), torch.as_tensor(queries)] = torch.inf
-    return distances.topk(min(k, distances.shape[1]), largest=False).indices.numpy()
+    return distances.topk(min(k, distances.shape[1] - 1), largest=False).indices.numpy()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,18 +55,29 @@ class Story:
     """
 
     def __init__(self, experiment: Experiment) -> None:
-        bag = bag_of(experiment.miner)
-        if bag is None:
-            raise ValueError(f"miner is {experiment.config.miner!r}, which has no buckets; explore a run of 'bag'.")
-        self._encoder, self._bag = experiment.encoder, bag
-        self.dataset, self.bits = experiment.train, bag.bits
+        self._experiment = experiment  # which makes encoder and miner anew where it is run again
+        self.dataset, self.bits = experiment.train, self.bag.bits
         self.moments: list[Moment] = []
 
     def remember(self, step: int, embeddings: Tensor | None = None) -> None:
-        """Keep codes and embeddings as they are now; embeds the whole data set where they are not given."""
-        codes = self._bag.codes(np.arange(len(self.dataset)))
-        known = embed_all(self._encoder, self.dataset) if embeddings is None else embeddings
-        self.moments.append(Moment(step, codes.astype(np.int32), known))
+        """Keep codes and embeddings as they are now; embeds the whole data set where they are not given.
+
+        What was remembered of this step or later ones is of an earlier run, and is forgotten.
+        """
+        codes = self.bag.codes(np.arange(len(self.dataset)))
+        known = embed_all(self._experiment.encoder, self.dataset) if embeddings is None else embeddings
+        before = [moment for moment in self.moments if moment.step < step]
+        self.moments = [*before, Moment(step, codes.astype(np.int32), known)]
+
+    @property
+    def bag(self) -> BagOfNegatives:
+        """The bag of the run, as it is now."""
+        bag = bag_of(self._experiment.miner)
+        if bag is None:
+            raise ValueError(
+                f"miner is {self._experiment.config.miner!r}, which has no buckets; explore a run of 'bag'."
+            )
+        return bag
 
 
 @dataclass(frozen=True)
@@ -201,7 +213,7 @@ def draw_view(story: Story, view: View, *, columns: int = 12) -> Figure:
                 sample, name, colour = cells[c]
                 show_image(ax, story.dataset.pixels([sample])[0])
                 ax.spines[:].set_color(colour)
-                ax.set_xlabel(name, fontsize=7, labelpad=2)
+                ax.set_xlabel(name, fontsize=7, labelpad=2, parse_math=False)
     figure.suptitle(_title(view), x=0.01, ha="left", fontsize=10)
     return figure
 
@@ -224,6 +236,7 @@ class Explorer:
 
         self._story, self._most, self._rng = story, most, np.random.default_rng(0)
         self._names = _names(story.dataset)
+        self._prefix = f"bonlib-{uuid4().hex[:8]}"  # JupyterLab shows the explorers of all notebooks on one page
         steps = [(f"step {moment.step}", i) for i, moment in enumerate(story.moments)]
         self.time = widgets.SelectionSlider(
             options=steps, value=len(steps) - 1, description="time", continuous_update=False
@@ -269,7 +282,7 @@ class Explorer:
             colour = INK if i == self.view.anchor else MINER_COLOURS["bag"]
             border = f"3px solid {colour}" if i in framed else f"1px solid {MUTED}"
             button = widgets.Button(tooltip=told, layout={"width": "56px", "height": "56px", "border": border})
-            button.add_class(f"bonlib-{i}")
+            button.add_class(f"{self._prefix}-{i}")
             button.on_click(lambda button, i=i: self.show(i))
             label = widgets.HTML(f'<div style="width:84px;text-align:center;line-height:1.2">{escape(told)}</div>')
             buttons.append(widgets.VBox([button, label], layout={"align_items": "center"}))
@@ -278,7 +291,7 @@ class Explorer:
 
     def _rule(self, sample: int) -> str:
         picture = f"url({data_uri(png(self._story.dataset.pixels([sample])[0]))})"
-        return f".bonlib-{sample}{{background:{picture} center/contain no-repeat !important}}"
+        return f".{self._prefix}-{sample}{{background:{picture} center/contain no-repeat !important}}"
 
     def _find(self, name: str) -> None:
         """Make a random sample of the class of that name the anchor; a name that is none is left alone."""

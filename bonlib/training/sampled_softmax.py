@@ -104,7 +104,8 @@ class SampledSoftmax(nn.Module):
         certain, own = self._certain(rows.detach(), classes)
         random = self._random(certain, least=len(np.unique(classes)))
         ids = torch.from_numpy(np.concatenate([certain, random])).to(rows.device)
-        logits = rows @ nn.functional.normalize(self.centres(ids)).T  # (batch, classes)
+        with torch.autocast(rows.device.type, enabled=False):  # cosines of a few digits would be multiplied by 16
+            logits = rows @ nn.functional.normalize(self.centres(ids).float()).T  # (batch, classes)
         place = torch.from_numpy(own).to(rows.device)
         logits = self.scale * logits.scatter_add(1, place[:, None], logits.new_full((len(rows), 1), -self.margin))
         if len(random):

@@ -29,7 +29,8 @@ def image_grid(rows: Sequence[NDArray[Any]], names: Sequence[str] | None = None,
             if c < len(row):
                 show_image(ax, row[c])
         if names is not None:
-            axes[r, 0].text(-0.25, 0.5, names[r], transform=axes[r, 0].transAxes, ha="right", va="center", fontsize=9)
+            place = {"transform": axes[r, 0].transAxes, "ha": "right", "va": "center"}
+            axes[r, 0].text(-0.25, 0.5, names[r], fontsize=9, parse_math=False, **place)  # a name may hold dollars
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
 
