@@ -170,13 +170,13 @@ def test_a_run_that_accumulates_gradients_goes_on_as_it_would_have_or_is_refused
     assert all(torch.equal(found[name], values) for name, values in expected.items())
 
 
-def shared_worker(rank, folder, batches, stop):
-    """One of two processes: a run to its end, and one that is stopped and goes on."""
+def shared_worker(rank, folder, cases):
+    """One of two processes: for each case a run to its end, and one that is stopped and goes on."""
     torch.set_num_threads(1)
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29536}
     os.environ |= {name: str(value) for name, value in own.items()}
 
-    def run(name, **options):
+    def run(name, batches, **options):
         model = new_model()
         data = pairs().select(range(batches * BATCH))
         mined = TextBag(data, losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
@@ -184,22 +184,26 @@ def shared_worker(rank, folder, batches, stop):
         train(model, mined, folder / name, **options)
         return [rows for rows, _ in told], mined.bag.state_dict()["table"]["members"].tolist()
 
-    whole = run("whole", steps=9)
-    run("parts", steps=stop, save=stop)
-    (folder / f"{rank}.json").write_text(json.dumps([whole, run("parts", steps=9, resume=True)]))
+    found = []
+    for batches, stop in cases:
+        whole, name = run(f"whole {batches}", batches, steps=9), f"{batches} stopped at {stop}"
+        run(name, batches, steps=stop, save=stop)
+        found.append([whole, run(name, batches, steps=9, resume=True)])
+    (folder / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(("batches", "stop"), [(12, 4), (11, 3), (11, 5)])  # 5 are an epoch of two processes
-def test_two_processes_that_were_stopped_go_on_to_the_bag_of_those_that_were_not(tmp_path, batches, stop):
-    mp.start_processes(shared_worker, (tmp_path, batches, stop), nprocs=2, start_method="spawn")
-    tables = []
-    for rank in range(2):
-        (drawn, table), (rest, resumed) = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert (len(drawn), len(rest)) == (9, 9 - stop)
-        assert (rest, resumed) == (drawn[stop:], table)
-        tables.append(table)
-    assert tables[0] == tables[1]
+def test_two_processes_that_were_stopped_go_on_to_the_bag_of_those_that_were_not(tmp_path):
+    cases = [(12, 4), (11, 3), (11, 5)]  # batches of an epoch, of which each process has half, and where to stop
+    mp.start_processes(shared_worker, (tmp_path, cases), nprocs=2, start_method="spawn")
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    for (_, stop), *of_ranks in zip(cases, *told, strict=True):
+        tables = []
+        for (drawn, table), (rest, resumed) in of_ranks:
+            assert (len(drawn), len(rest)) == (9, 9 - stop)
+            assert (rest, resumed) == (drawn[stop:], table)
+            tables.append(table)
+        assert tables[0] == tables[1]
 
 
 def test_the_checkpoint_of_another_folder_does_not_get_the_bag_of_this_one(model, tmp_path):
