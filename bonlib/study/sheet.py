@@ -25,9 +25,8 @@ _STYLE = (
 def page(title: str, body: str) -> bytes:
     """A page of its own."""
     text = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-    return f"{text}<style>{_STYLE}</style><h1>{html.escape(title)}</h1>{body}</html>".encode(
-        errors="replace"
-    )  # names of files may be in no encoding
+    content = f"{text}<style>{_STYLE}</style><h1>{html.escape(title)}</h1>{body}</html>"
+    return content.encode(errors="replace")  # names of files may be in no encoding
 
 
 def picture(figure: "Figure", kind: str = "png") -> bytes:
