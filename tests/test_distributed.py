@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import warnings
 from datetime import timedelta
 
 import numpy as np
@@ -141,6 +142,27 @@ def test_processes_that_join_later_share_the_batch(tmp_path):
     assert sum(size for _, _, size in found) == 48
     for whole, *parts in zip(batches, found[0][1], found[1][1], strict=True):
         assert sorted([*parts[0], *parts[1]]) == sorted(whole)
+
+
+def parted_worker(rank, size, folder, twice):
+    join(rank, size, folder)
+    share = RankMiner(make_bag())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step, indices in enumerate(share):
+            if not twice or step % size == rank:  # as a loader that accelerate prepared
+                share.update(indices, embeddings_of(np.asarray(indices), step))
+        told = [str(warning.message) for warning in caught]
+    (folder / f"{rank}.json").write_text(json.dumps(told))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_batches_that_are_parted_twice_are_told(tmp_path, twice):
+    spawn(parted_worker, 2, tmp_path, twice)
+    for rank in range(2):
+        told = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert any("parted once more, by accelerator.prepare" in text for text in told) == twice
 
 
 @pytest.mark.parametrize("form", ["set", "triplet", "pair"])

@@ -1,6 +1,8 @@
 """One miner over several processes: each draws its share of one global batch, all keep the same table."""
 
 import hashlib
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +16,8 @@ from bonlib.core.checks import check_embeddings, check_indices, rows_of
 from bonlib.core.layout import FORMS, Ids, tuple_positions
 from bonlib.core.miner import Miner
 from bonlib.core.processes import rank, world_size
+
+_AHEAD = 1024  # batches that loaders may draw ahead
 
 
 class LostRank(ConnectionError):
@@ -42,6 +46,7 @@ class RankMiner:
         self.miner, self.form = miner, miner.form
         miner.ranked = True
         self._of_world: dict[int, list[Ids]] = {}
+        self._drawn: deque[bytes] = deque(maxlen=_AHEAD)  # what stands for the last global batches
         self._parts()
 
     def _parts(self) -> list[Ids]:
@@ -106,6 +111,7 @@ class RankMiner:
         """
         self.refuse_others()
         for batch in self.miner:
+            self._drawn.append(_of_batch(batch))
             yield np.asarray(batch)[self._parts()[rank()]].tolist()
 
     def refuse_others(self, data: str = "") -> None:
@@ -143,6 +149,12 @@ class RankMiner:
         if sizes == [len(part) for part in parts]:  # back into the order of the global batch
             order = torch.from_numpy(np.argsort(np.concatenate(parts)))
             all_ids, all_rows = all_ids[order], all_rows[order.to(all_rows.device)]
+        if world_size() > 1 and self._drawn and _of_batch(all_ids.cpu()) not in self._drawn:
+            warnings.warn(
+                "The parts of the processes make no batch that was drawn: is it parted once more, by "
+                "accelerator.prepare? A RankMiner's batches are each process's own already.",
+                stacklevel=2,
+            )
         self.miner.update(all_ids.cpu(), all_rows)
 
     def stats(self) -> dict[str, float]:
@@ -205,6 +217,11 @@ def from_rank_zero(make: Callable[[], Any]) -> Any:
     if box[1] is not None:
         raise box[1]
     return box[0]
+
+
+def _of_batch(ids: ArrayLike | Tensor) -> bytes:
+    """What stands for a batch, whatever its order."""
+    return hashlib.sha256(np.sort(np.asarray(ids, dtype=np.int64)).tobytes()).digest()
 
 
 def _digest(value: Any) -> str:
