@@ -290,7 +290,8 @@ class BagOfNegatives(HashedMiner):
         names = ("form", "batch_size", "per_class", "seed", "hasher", *_OPTIONS)
         options: dict[str, Any] = {name: getattr(self, name) for name in names}
         larger = BagOfNegatives(joined(self, labels), self.dim, **options, steps=steps)
-        larger._load(grown(self.state_dict(), larger) if len(larger.class_of) > self.num_samples else self.state_dict())
+        state = self.state_dict()
+        larger._load(grown(state, larger) if larger.num_samples > self.num_samples else state)
         # Iterators that are still there are of another life; others may be waiting at the lock.
         larger._pass, larger._lock = self._pass + 1, self._lock
         vars(self).update(vars(larger))

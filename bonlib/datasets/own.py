@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "query", "gallery"}
 _SPLITS |= {"bounding_box_train", "bounding_box_test"}
-_TEXT = (".csv", ".tsv", ".txt")  # suffixes of tables in text
+_TEXT = {".csv": ",", ".tsv": "\t", ".txt": ","}  # what stands between the values of tables in text, by suffix
 _PARTS = ("train", "validation", "test", "query", "gallery")
 
 
@@ -279,7 +279,7 @@ def _read_table(root: Path) -> "pd.DataFrame":
     encoding = "utf-16" if beginning[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skip_blank_lines": True, "encoding": encoding}
     try:
-        separator = "\t" if suffix == ".tsv" else ","
+        separator = _TEXT[suffix]
         with root.open(encoding=encoding, newline="") as opened:
             reader, first, before = csv.reader(opened, delimiter=separator), [], 0
             while not any(map(str.strip, first)):  # a spreadsheet may put empty rows above
@@ -309,8 +309,8 @@ def _warn_of_swallowed(table: "pd.DataFrame", file: Path) -> None:
 
     From a place in one row to the same place in a later one each line break brings a row's worth of separators.
     """
-    separator = "\t" if file.suffix.lower() == ".tsv" else ","
-    for column in table if file.suffix.lower() in _TEXT else ():
+    separator = _TEXT.get(file.suffix.lower())
+    for column in table if separator else ():
         values = [value.strip() for value in table[column]]
         breaks = [value.count("\n") for value in values]
         held = [row for row, n in enumerate(breaks) if n and values[row].count(separator) == n * (table.shape[1] - 1)]

@@ -5,6 +5,7 @@ import secrets
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -158,17 +159,12 @@ class TextBag(TrainerCallback):
         """
         self._share.refuse_others(self._rows)
         left, self._left = self._left or len(self.bag), 0
-        for rows in self._pending[:left]:
-            left -= 1
-            yield rows
-        batches = iter(())
-        while left:
-            if (batch := next(batches, None)) is None:
-                batches = iter(self.bag)  # the bag's next pass, where a saved one ends within this epoch
-                continue
+        before = self._pending[:left]
+        yield from before
+        # Of the bag's next pass too, where a saved one ends within this epoch.
+        for batch in islice(chain.from_iterable(repeat(self.bag)), left - len(before)):
             rows = list(dict.fromkeys(i // self._texts for i in batch))
             self._pending.append(rows)
-            left -= 1
             yield rows
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

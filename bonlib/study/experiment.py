@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from bonlib.core.checks import check_device, known_options
-from bonlib.core.distributed import from_rank_zero
+from bonlib.core.distributed import RankMiner, from_rank_zero
 from bonlib.core.layout import Ids
 from bonlib.core.means import class_means
 from bonlib.core.miner import Miner
@@ -162,7 +162,7 @@ class Experiment:
 
         # The same to the last bit for all processes.
         if bag is not None:
-            bag.fill(lambda ids: from_rank_zero(lambda: look(ids)), per_class=config.fill_per_class)
+            RankMiner(bag).fill(look, per_class=config.fill_per_class)
         if has_centres(self.loss):
             labels, count = self.train.labels, self.train.num_classes
             means = from_rank_zero(lambda: class_means(look(np.arange(len(labels))).cpu(), labels.cpu(), count))

@@ -170,7 +170,11 @@ def combined_persons(
     roots = person_folders(root, parts)
     table = persons.combined({name: _read(name, folder, seed, check_counts) for name, folder in roots.items()})
     return image_set(
-        table, split, seed=seed, source={"benchmark": "combined", "parts": list(roots)}, **_PERSON | options
+        table,
+        split,
+        seed=seed,
+        source={"benchmark": "combined", "parts": list(roots)},
+        **custom_options("combined-persons") | options,
     )
 
 
