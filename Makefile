@@ -1,5 +1,7 @@
 # Each target builds .venv by itself where it is missing or older than what it is made from.
 PYTHON ?= python3
+# Of what is imported the compiled form is kept: without it each process compiles torch anew.
+export PYTHONDONTWRITEBYTECODE :=
 PRESET ?= quick
 VENV := .venv
 RUN := $(VENV)/bin/python -m
