@@ -287,11 +287,14 @@ class BagOfNegatives(HashedMiner):
             raise ValueError(f"bag is a {type(self).__name__}; make a larger one, and load this one's state into it.")
         if steps is None and self.steps != self.one_pass:
             steps = self.steps
+        labels = joined(self, labels)
+        if len(labels) == self.num_samples and steps in (None, self.steps):
+            return  # and a pass that is under way goes on
         names = ("form", "batch_size", "per_class", "seed", "hasher", *_OPTIONS)
         options: dict[str, Any] = {name: getattr(self, name) for name in names}
-        larger = BagOfNegatives(joined(self, labels), self.dim, **options, steps=steps)
+        larger = BagOfNegatives(labels, self.dim, **options, steps=steps)
         state = self.state_dict()
-        larger._load(grown(state, larger) if larger.num_samples > self.num_samples else state)
+        larger._load(grown(state, larger) if larger.num_samples > self.num_samples else state | {"drawn": 0})
         # Iterators that are still there are of another life; others may be waiting at the lock.
         larger._pass, larger._lock = self._pass + 1, self._lock
         vars(self).update(vars(larger))
@@ -334,6 +337,7 @@ class BagOfNegatives(HashedMiner):
             warnings.warn(f"{text} bag.update(indices, embeddings) after each forward pass.", stacklevel=3)
         return super()._draw_batch()
 
+    @locked
     def draw_seeds(self, num_classes: int) -> Ids:
         """One sample each of ``num_classes`` classes, from what is near ``bags`` anchors."""
         count = whole_number("num_classes", num_classes, 1, len(self.classes))
@@ -356,6 +360,7 @@ class BagOfNegatives(HashedMiner):
             self._streams, self._rng, self._tally,
         )  # fmt: skip
 
+    @locked
     def draw_negatives(self, anchors: ArrayLike) -> Ids:
         """A sample of each anchor's window or bag, or of the fall-backs: ``(n,)`` to ``(n,)``."""
         ids = check_indices("anchors", anchors, self.num_samples)

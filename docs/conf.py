@@ -34,39 +34,7 @@ exclude_patterns = ["_build"]
 nb_execution_mode = "off"
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # nothing from a network; a figure beside shows the same
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
-myst_enable_extensions = ["dollarmath", "substitution"]
-myst_substitutions = {
-    **{
-        name: getattr(tables, name)()
-        for name in (
-            "aims",
-            "batches",
-            "batches_field",
-            "scratch",
-            "large",
-            "dial",
-            "longest",
-            "classes",
-            "field",
-            "smooth",
-            "smooth_trials",
-            "costs",
-            "law",
-            "nearness",
-            "second_stage",
-            "sketches",
-            "harm",
-            "lists",
-            "loops",
-            "sooner",
-            "transfer",
-            "trials",
-        )
-    },
-    "hashes": tables.ablation("ablation_hash", "autoencoder (ours)"),
-    "ranks": tables.ablation_ranks(),
-    "lookalikes": tables.lookalikes(),
-}
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings give types and shapes
@@ -102,8 +70,14 @@ def describe(app, doctree) -> None:
         image["alt"] = re.sub(r"\s+", " ", f"Figure: {title}. {text}")[:300]
 
 
+def from_here(app, name: str, source: list[str]) -> None:
+    """Fill tables from the records that are there now, and point at the notebooks that lie beside the pages here."""
+    source[0] = tables.filled(source[0]).replace("](../notebooks/", "](notebooks/")
+
+
 def setup(app) -> None:
-    """Register both."""
+    """Register all."""
+    app.connect("source-read", from_here)
     app.add_html_math_renderer(
         "mathml",
         inline_renderers=(lambda translator, node: typeset(translator, node, "inline"), None),

@@ -264,7 +264,7 @@ def test_texts_that_stand_in_several_rows_are_told_whatever_their_column(model):
     loss = losses.MultipleNegativesRankingLoss(model)
     both = pairs()["anchor"][:], pairs()["positive"][:]
     symmetric = Dataset.from_dict({"anchor": [*both[0], *both[1]], "positive": [*both[1], *both[0]]})
-    with pytest.warns(UserWarning, match=f"{2 * ROWS} texts stand in several rows"):
+    with pytest.warns(UserWarning, match=f"{2 * ROWS} texts stand in rows of several identities"):
         TextBag(symmetric, loss, batch_size=BATCH)
 
 
@@ -286,7 +286,7 @@ def test_rows_that_the_bag_did_not_draw_are_refused(model, tmp_path):
         TextBag(DatasetDict(train=pairs()), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
     anchors = ["0 a", *(f"{i} a" for i in range(ROWS - 1))]
     repeated = Dataset.from_dict({"anchor": anchors, "positive": [f"b {i}" for i in range(ROWS)]})
-    with pytest.warns(UserWarning, match="1 texts stand in several rows"):
+    with pytest.warns(UserWarning, match="1 texts stand in rows of several identities"):
         TextBag(repeated, losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
 
 

@@ -36,9 +36,13 @@ def fill(
     looked, first = bag._classes.order.astype(np.int64), bag._classes.first
     if per_class is not None:
         looked, first = some_of_each(grouped(bag._classes.of, len(bag.classes)), per_class)
-    rng = np.random.default_rng([bag.seed, 1])
-    some = rng.permutation(bag.num_samples if per_class is None else looked)[: _LEARNED * _BATCH]
-    known = torch.cat([bag.checked(ids, embed(ids))[1] for ids in np.array_split(some, max(len(some) // at_once, 1))])
+    rng, evenly = np.random.default_rng([bag.seed, 1]), looked
+    if per_class is None and bag.unit == "identity":  # its centre is to be that of identities, not of the largest
+        evenly, _ = some_of_each(grouped(bag._classes.of, len(bag.classes)), -(-_LEARNED * _BATCH // len(bag.classes)))
+    some = rng.permutation(evenly)[: _LEARNED * _BATCH]
+    known = torch.empty(len(some), bag.dim)
+    for at in np.array_split(np.arange(len(some)), max(len(some) // at_once, 1)):
+        known[at] = bag.checked(some[at], embed(some[at]))[1]  # copied: ``embed`` may use its memory again
     bag.hasher.begin_anew()
     for rows in known.tensor_split(-(-len(known) // _BATCH)):  # alike in size, for they weigh the same in its centre
         bag.hasher.partial_fit(rows)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.core.checks import check_indices, real_number, whole_number
+from bonlib.core.checks import check_indices, locked, real_number, whole_number
 from bonlib.core.hashing import Hash
 from bonlib.core.kernels import CODELESS, OWN, SOURCES, UNSEEN, read_codes
 from bonlib.core.layout import Ids
@@ -90,6 +90,7 @@ class HashedMiner(Miner):
         return self.hasher.bits
 
     @property
+    @locked
     def means(self) -> Tensor:
         """What is remembered of each identity: ``(num_classes, dim)`` float32, zero before anything is.
 
@@ -98,6 +99,7 @@ class HashedMiner(Miner):
         """
         return self._means.values()
 
+    @locked
     def means_of(self, identities: Ids) -> Tensor:
         """What is remembered of some identities, positions in :attr:`classes`: ``(…)`` to ``(…, dim)`` float32."""
         return self._means.values(identities)
@@ -107,6 +109,7 @@ class HashedMiner(Miner):
         projections = self.hasher.project(rows)  # (n, bits)
         return read_codes(projections.to("cpu", torch.float32).numpy())
 
+    @locked
     def _pools_near(self, rows: Tensor, own: Ids) -> Ids:
         """Identities near embeddings ``(n, dim)``, unordered, without ``own`` ``(n,)``: ``(n, pool)``, -1 for none."""
         self._means.make_room(len(rows))
@@ -114,11 +117,13 @@ class HashedMiner(Miner):
         rng, sketches = np.random.default_rng(self.seed), self._means.sketches
         return pools_around(own, codes, near, self._dial, self.table.buckets, self._classes.of, sketches, rng)
 
+    @locked
     def codes(self, ids: ArrayLike | Tensor) -> Ids:
         """Codes of samples, or of their identities where these are hashed: ``(n,)``, -1 where there is none yet."""
         ids = check_indices("ids", ids, self.num_samples)
         return self.table.codes(self.class_of[ids] if self.unit == "identity" else ids)
 
+    @locked
     def members(self, code: int) -> Ids:
         """Samples in a bucket, or of the identities in it: ``(n,)`` dataset indices."""
         entries = self.table.bucket(code)
@@ -126,6 +131,7 @@ class HashedMiner(Miner):
             return entries
         return np.concatenate([np.empty(0, dtype=np.int64), *map(self.samples_of, entries)])
 
+    @locked
     def candidates(self, i: int) -> Ids:
         """The pool of sample ``i``: identities near it, nearest first.
 
@@ -142,6 +148,7 @@ class HashedMiner(Miner):
         n = pool_of(i, self._dial, self.table.buckets, self._classes, sketches, rng, found, ends)
         return found[ordered(int(self.class_of[i]), found, max(n, 0), sketches)]
 
+    @locked
     def negatives(self, i: int, k: int | None = None) -> Ids:
         """The bag of sample ``i``: dataset indices of the samples of other classes in its bucket.
 
@@ -158,6 +165,7 @@ class HashedMiner(Miner):
         bag = bucket[self.class_of[bucket] != self.class_of[i]]
         return bag if k is None or not len(bag) else np.random.default_rng([self.seed, i]).choice(bag, size=k)
 
+    @locked
     def stats(self) -> dict[str, float]:
         """The state of hash and table in numbers.
 

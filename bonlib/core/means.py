@@ -148,7 +148,9 @@ def _move(class_of, rows, unit, change, sketches, seen):  # pragma: no cover
                 total += np.float32(min(max(rows[order[j], d] / unit, -_FAR), _FAR))
             value, before = total / np.float32(end - begin), np.float32(sketches[c, d])
             step = value * scale - before  # levels to where the batch is
-            if seen[c]:
+            # At the end of its levels a sketch does not know how far beyond them the old mean lies.
+            cut = abs(before) == 127 and step * before > 0
+            if seen[c] and not cut:
                 value = momentum * (before / scale) + (np.float32(1) - momentum) * value
             level = np.rint(value * scale)
             if seen[c] and level == before and abs(step) >= 1:  # else a slow mean would stand still for ever

@@ -234,7 +234,8 @@ class Miner(ABC):
             setattr(self, name, array)
         self.seed, self._epoch, self._loaded = seed, epoch, True  # the seed counts in each epoch that is set
         # What ended, or would have under these steps, is followed by a whole pass.
-        self._drawn, self._resume = min(drawn, self.steps), drawn % steps if drawn < self.steps else 0
+        self._resume = drawn % steps if drawn < self.steps else 0
+        self._drawn = self._resume or (self.steps if drawn else 0)
 
     def _check_learned(self, name: str, array: NDArray[Any]) -> None:
         """Refuse a learned array that cannot be this miner's: of another type or shape."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, SequentialSampler
 
@@ -37,6 +38,11 @@ class TextBag(TrainerCallback):
     each row, an anchor with its positive, is an identity of its own, and both texts are hashed. With labels rows of one
     label are one identity: single texts come in groups of ``per_class`` (for losses that find their triplets in the
     batch), rows of several texts one a label, so that no row is another one's false negative.
+
+    Batches are random until each identity had its turn: for one pass over the rows, the whole of a training of one
+    epoch, or until :meth:`fill`. An epoch has as many batches as the rows fill, but look-alikes come more often than
+    others: after :meth:`fill` some four of ten rows are not in the first epoch. The bag compares lengths too: where
+    the loss takes cosines, let the model end with ``Normalize()``.
 
     The loss is called as always. It may embed a batch in pieces (``CachedMultipleNegativesRankingLoss``): the bag takes
     the embeddings where they leave the model. The bag's state lies in each checkpoint of the trainer. To resume, give
@@ -89,8 +95,6 @@ class TextBag(TrainerCallback):
             more = f", without {', '.join(taken)}" if taken else ""
             raise ValueError(f"dataset has the columns {', '.join(dataset.column_names)}; give texts{more}.")
         own = min(whole_number("columns", columns, 1), len(texts))
-        if label is None:
-            _warn_of_repeats(dataset, texts[:own])
         rows = len(dataset)
         batch_size = whole_number("batch_size", batch_size, 2, rows, f"dataset has {rows} rows.")
         if label is None:
@@ -98,8 +102,14 @@ class TextBag(TrainerCallback):
             layout = {"batch_size": batch_size * own, "per_class": own}
         else:
             self._texts, classes = 1, np.asarray(dataset[label])
+            if options.get("target") is not None and len(texts) > 1:
+                raise ValueError(
+                    f"target is {options['target']!r}, but a batch has one row of each label, and so no tuple to be "
+                    "active; leave it out."
+                )
             layout = {"batch_size": batch_size, "per_class": 1 if len(texts) > 1 else 4}
         self.own_columns, self.batch_size = own, batch_size
+        _warn_of_repeats(dataset, texts[: max(own, 2)], classes)
         labels = classes.repeat(self._texts)
         self._fewest = int(np.unique(labels, return_counts=True)[1].min())  # texts of a class
         # An epoch of the trainer has as many batches as the rows fill.
@@ -137,8 +147,30 @@ class TextBag(TrainerCallback):
             ids, parts = rows, parts.mean(dim=0, keepdim=True)
         else:
             ids = torch.cat([rows * self._texts + column for column in range(self._texts)])
-        self._share.update(ids, parts.flatten(0, 1))
+        self._share.update(ids, parts.flatten(0, 1)[:, : self.bag.dim])  # a model may cut them behind its last module
         del self._pending[: world_size()]
+
+    def fill(self, batch_size: int = 64) -> None:
+        """Give every row its code before the first batch: for an encoder that is trained already.
+
+        Each text is encoded once, without prompt. With several processes all call it; rank 0 encodes.
+
+        Args:
+            batch_size: texts that are encoded at once.
+        """
+        encoder, own = _encoder(self.loss), self.own_columns
+        columns = self.dataset.column_names[:own]
+
+        def embed(indices: NDArray[np.int64]) -> Tensor:
+            rows, column = np.divmod(indices, self._texts)
+            chosen = self.dataset[rows.tolist()]
+            texts = [chosen[name] for name in columns]
+            if self._texts > 1:
+                texts = [[texts[c][i] for i, c in enumerate(column)]]
+            parts = [encoder.encode(part, prompt="", batch_size=batch_size, convert_to_tensor=True) for part in texts]
+            return torch.stack(parts).mean(dim=0).cpu()
+
+        self._share.fill(embed)
 
     def labels_of(self, rows: Tensor) -> Tensor | None:
         """What the loss gets as labels of rows: ``(batch,)``, or nothing where there are none."""
@@ -169,7 +201,8 @@ class TextBag(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the bag beside the trainer's checkpoint."""
-        saved = {"bag": self.bag.state_dict(), "pending": [list(rows) for rows in self._pending], "run": self._run}
+        saved = {"bag": self.bag.state_dict(), "pending": [list(rows) for rows in self._pending]}
+        saved |= {"run": self._run, "rows": self._rows}
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_atomically(folder / _FILE, lambda path: torch.save(saved, path))
@@ -185,6 +218,15 @@ class TextBag(TrainerCallback):
         # Goes into the trainer's own checkpoints: one of another folder must not get the bag of this one.
         state.stateful_callbacks[_FILE] = {"args": {}, "attributes": {"run": self._run}}
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say so where the bag was of no use."""
+        if self.bag.stats()["from_unseen"] == 1:
+            warnings.warn(
+                f"All {state.global_step} steps had random batches: no row had a code before all had their turn; call "
+                "fill() before the training, or train for more epochs.",
+                stacklevel=2,
+            )
+
     def _resume(self, args: Any, state: Any) -> None:
         file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _FILE
         if not args.ignore_data_skip:
@@ -198,6 +240,8 @@ class TextBag(TrainerCallback):
         ours = state.stateful_callbacks.get(_FILE, {"attributes": {"run": saved.get("run")}})["attributes"]["run"]
         if saved.get("run") != ours:
             raise ValueError(f"{file} is of another run; resume in the output folder of the checkpoint.")
+        if saved.get("rows", self._rows) != self._rows:
+            raise ValueError(f"{file} is of other rows, or of these in another order; resume with those of the run.")
         epoch, many = len(self.bag) // world_size(), args.gradient_accumulation_steps  # batches of a process
         done = state.global_step % -(-epoch // many) * many
         if done and (epoch - done) % many:
@@ -266,11 +310,17 @@ class _WatchedLoss(nn.Module):
         super().__init__()
         self.loss, self._mined = loss, mined
         self._encoder = (_encoder(loss),)  # a tuple, so that it is not a part of this module twice
-        if getattr(loss, "guide", None) is self._encoder[0] and hasattr(loss, "mini_batch_size"):
-            raise ValueError(
-                f"loss is a {type(loss).__name__} whose guide is the encoder itself, so that it cannot be told which "
-                "texts it embeds when; give its guide an encoder of its own."
-            )
+        for part in loss.modules():
+            if getattr(part, "guide", None) is self._encoder[0] and hasattr(part, "mini_batch_size"):
+                raise ValueError(
+                    f"loss has a {type(part).__name__} whose guide is the encoder itself, so that it cannot be told "
+                    "which texts it embeds when; give its guide an encoder of its own."
+                )
+            if getattr(part, "gather_across_devices", False) and world_size() > 1:
+                raise ValueError(
+                    f"loss has a {type(part).__name__} with gather_across_devices=True; batches of several processes "
+                    "may share rows and labels, which would be negatives of themselves; set it to False."
+                )
 
     @property
     def model(self) -> Any:
@@ -318,12 +368,13 @@ def _encoder(loss: nn.Module) -> SentenceTransformer:
     raise ValueError(f"loss is {type(loss).__name__}, without an encoder; give a loss of sentence-transformers.")
 
 
-def _warn_of_repeats(dataset: Dataset, texts: list[str]) -> None:
+def _warn_of_repeats(dataset: Dataset, texts: list[str], classes: NDArray[np.int64]) -> None:
     rows = zip(*(dataset[name] for name in texts), strict=True)
-    count = Counter(text for row in rows for text in set(row))  # of rows, whatever the column
+    named = {(text, int(c)) for c, row in zip(classes, rows, strict=True) for text in row}
+    count = Counter(text for text, _ in named)  # of identities, whatever the column
     if repeated := sum(n > 1 for n in count.values()):
         warnings.warn(
-            f"{repeated} texts stand in several rows, which are identities of their own, so that they become each "
-            "other's negatives; give one label to rows of one identity (label=…).",
+            f"{repeated} texts stand in rows of several identities, so that they become each other's negatives; give "
+            "one label to rows of one identity (label=…), and leave out what stands under several.",
             stacklevel=4,
         )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.core.checks import own_state, whole_number
+from bonlib.core.checks import locked, own_state, whole_number
 from bonlib.core.layout import Ids, Layout
 from bonlib.core.miner import Miner
 
@@ -71,6 +71,7 @@ class Refreshing(Miner):
         """``looks`` at the data set so far."""
         return {"looks": self._looks}
 
+    @locked
     def state_dict(self) -> dict[str, Any]:
         """Everything that influences the next batch, what the last look brought included."""
         return super().state_dict() | {"left": self._left, "looks": self._looks}

@@ -14,8 +14,9 @@ from bonlib.miners.base import Refreshing
 class GraphSampling(Refreshing):
     """A graph of nearest classes, made anew every so often; a batch is a class and its neighbours.
 
-    The graph is of one random sample a class. Every class is the centre of a batch once before any is twice. A negative
-    for triplets and pairs is a sample of a random neighbour of the anchor's class.
+    The graph is of one random sample a class. Every class has its turn, as the centre of a batch or where neighbours
+    are too few, before any has it twice. A negative for triplets and pairs is a sample of a random neighbour of the
+    anchor's class.
 
     Cost a step: O(B), and every ``every`` steps a forward pass over K samples and O(K² d) for the graph. Memory: K
     times ``nearest`` integers.

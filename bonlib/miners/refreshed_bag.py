@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bonlib.bag import BagOfNegatives
-from bonlib.core.checks import own_state
+from bonlib.core.checks import locked, own_state
 from bonlib.core.layout import Ids
 from bonlib.miners.base import Refreshing
 
@@ -65,6 +65,7 @@ class RefreshedBag(Refreshing):
         """Those of BoN, and ``looks``."""
         return self.bag.stats() | super().stats()
 
+    @locked
     def state_dict(self) -> dict[str, Any]:
         """Everything that influences the next batch, the bag's state included."""
         return super().state_dict() | {"bag": self.bag.state_dict()}

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.core.checks import check_indices, needs_extra, real_number, whole_number
+from bonlib.core.checks import check_indices, locked, needs_extra, real_number, whole_number
 from bonlib.core.layout import Ids, Layout
 from bonlib.core.tuples import steered
 from bonlib.miners.base import Refreshing
@@ -32,7 +32,7 @@ class SmartMining(Refreshing):
         dim: width of the embeddings.
         target: share of active tuples to hold, 0 to 1.
         margin: a tuple is active where its negative is not farther than its positive by so much; as the loss's.
-        nearest: samples that a search returns.
+        nearest: samples of other classes that a search returns.
         groups: anchors of a set.
         every: batches between two looks; by default one pass.
         warm_up: batches before the first, drawn at random.
@@ -80,6 +80,7 @@ class SmartMining(Refreshing):
         """``looks`` so far and ``hardness`` now."""
         return super().stats() | {"hardness": self._hardness}
 
+    @locked
     def state_dict(self) -> dict[str, Any]:
         """Streams, generator, hardness and the index itself, as bytes."""
         import faiss
@@ -116,8 +117,10 @@ class SmartMining(Refreshing):
     def _neighbours(self, anchor: int) -> Iterator[tuple[int, int]]:
         """Classes near an anchor with their nearest samples: those about the rank wanted, then nearer ones."""
         query = np.asarray(self._index.reconstruct(anchor))[None]  # a tensor, where faiss's torch extras are loaded
-        found = self._index.search(query, self.nearest)[1][0]
-        found = found[(found >= 0) & (self.class_of[found] != self.class_of[anchor])]
+        own = self.class_of[anchor]
+        reach = min(self.nearest + int(self._classes.count[own]), self.num_samples)  # its own class is passed over
+        found = self._index.search(query, reach)[1][0]
+        found = found[(found >= 0) & (self.class_of[found] != own)][: self.nearest]
         classes, first = np.unique(self.class_of[found], return_index=True)
         order = first.argsort()
         classes, samples = classes[order], found[first[order]]  # by rank

@@ -215,14 +215,15 @@ def make_loss(
             memory is a vector a class, and sampled-softmax, cosface over few of the classes
             (:class:`~bonlib.training.sampled_softmax.SampledSoftmax`).
         form: form of the batches, ``"set"``, ``"triplet"`` or ``"pair"``.
-        margin: the loss's margin; by default the one that is usual for it.
+        margin: the loss's margin; by default the one that is usual for it. Soft losses have none.
         seed: of the loss's own weights, where it has any.
         **options: what the loss needs of ``dim`` and ``num_classes`` is taken, and the loss's own:
             ``memory_size`` of cross-batch-memory, ``scale`` of cosface and sampled-softmax, ``share`` and ``near`` of
             the latter, ``alpha`` of proxy-anchor.
 
     Raises:
-        ValueError: if there is no such loss, it does not take batches of that form, or an option is missing or unknown.
+        ValueError: if there is no such loss, it does not take batches of that form, or an option is missing or unknown,
+            or has no effect.
 
     Example:
         >>> loss = make_loss("batch-hard")
@@ -234,8 +235,10 @@ def make_loss(
     if name not in recipes or form not in recipes[name].forms:
         raise ValueError(f"loss {name!r} does not go with form {form!r}; allowed are {', '.join(list_losses(form))}.")
     recipe = recipes[name]
-    margin = recipe.margin if margin is None else real_number("margin", margin, 0)
     takes = inspect.signature(recipe.loss).parameters
+    if margin is not None and "_" in takes:
+        raise ValueError(f"margin is {margin!r}, but loss {name!r} has none; leave it out.")
+    margin = recipe.margin if margin is None else real_number("margin", margin, 0)
     given = {key: value for key, value in options.items() if key in takes}
     given |= {"seed": seed} if "seed" in takes else {}
     missing = [key for key, value in list(takes.items())[1:] if value.default is value.empty and given.get(key) is None]
