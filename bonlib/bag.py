@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,11 +44,12 @@ class BagOfNegatives(HashedMiner):
       the anchor's window.
     * ``"pair"``: anchors and their positives, other anchors and their negatives, each a quarter of the batch.
 
-    An anchor without a code gets random negatives: training starts as random sampling and turns to windows as the table
-    fills, by itself, within a pass where identities have ``per_class`` samples, or by :meth:`fill` at once. Cost a
-    step: O(batch · pool), whatever the number of samples or classes. Memory: some 8 bytes a sample and 45 + ``dim`` a
-    class. :meth:`as_published` has the first stage alone, over samples, as we read the paper. Workers of a
-    ``DataLoader`` draw some steps ahead, so that codes are only that much staler; call ``update`` in the main process.
+    An anchor without a code gets random negatives. So sets are random for their first pass over the identities,
+    ``identities * per_class / batch_size`` batches, and of windows from then on; triplets and pairs turn to windows as
+    the table fills; :meth:`fill` begins at once. Cost a step: O(batch · pool), whatever the number of samples or
+    classes. Memory: some 8 bytes a sample and 45 + ``dim`` a class. :meth:`as_published` has the first stage alone,
+    over samples, as we read the paper. Workers of a ``DataLoader`` draw some steps ahead, so that codes are only that
+    much staler; call ``update`` in the main process.
 
     Args:
         labels: ``(num_samples,)`` integers, the class of each sample of the dataset.
@@ -152,6 +154,8 @@ class BagOfNegatives(HashedMiner):
         self._tally = np.zeros(len(SOURCES), dtype=np.int64)
         self._churn = self._error = float("nan")
         self._hardness = 1.0  # where the window stands: 1 as it was given, 0 at the end of what is found
+        self._latest: deque[set[int]] = deque(maxlen=_AHEAD)  # batches that were drawn, until an update is of one
+        self._strange = 0  # updates before that
 
     @classmethod
     def as_published(cls, labels: ArrayLike | Tensor, dim: int, **options: Any) -> "BagOfNegatives":
@@ -185,6 +189,7 @@ class BagOfNegatives(HashedMiner):
             FloatingPointError: if the hash would not be finite; all is then as before.
         """
         ids, embeddings = self.checked(indices, embeddings)
+        self._recognise(ids)
         hardness, self._error = self._steered(ids, embeddings), self.hasher.partial_fit(embeddings)
         self._updates += 1
         before, codes = self._correct(ids, embeddings)
@@ -192,6 +197,20 @@ class BagOfNegatives(HashedMiner):
             churn = float((before != codes)[seen].mean())
             self._churn = churn if np.isnan(self._churn) else 0.98 * self._churn + 0.02 * churn
         self._hardness = hardness
+
+    def _recognise(self, ids: Ids) -> None:
+        """Warn where none of many updates is of a batch that was drawn, or a part, or several of them."""
+        if not self._latest or self._strange == _AHEAD:
+            return
+        told = set(ids.tolist())
+        if any(told <= drawn or told >= drawn for drawn in self._latest):
+            self._strange = _AHEAD
+            self._latest.clear()
+            return
+        self._strange += 1
+        if self._strange == _AHEAD:
+            text = f"In {_AHEAD} updates there was no batch that the bag drew; update takes indices of the data set:"
+            warnings.warn(f"{text} are these labels, or positions in the batch?", stacklevel=4)
 
     @locked
     def correct(self, indices: ArrayLike | Tensor, embeddings: Any) -> None:
@@ -335,7 +354,10 @@ class BagOfNegatives(HashedMiner):
         if self._batches == min(self.one_pass, _PATIENCE) + _AHEAD and not self._updates and not self.table.filled:
             text = f"{self._batches} batches were drawn and the bag was told nothing, so that all are random; call"
             warnings.warn(f"{text} bag.update(indices, embeddings) after each forward pass.", stacklevel=3)
-        return super()._draw_batch()
+        batch = super()._draw_batch()
+        if self._strange < _AHEAD:
+            self._latest.append(set(batch.tolist()))
+        return batch
 
     @locked
     def draw_seeds(self, num_classes: int) -> Ids:

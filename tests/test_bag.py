@@ -1,6 +1,8 @@
 """The bag and the shared protocol of miners, against brute force."""
 
 import io
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -370,3 +372,85 @@ def test_marks_of_classes_begin_anew_before_they_overflow():
     for _, batch, other in zip(range(6), bag, reference, strict=False):
         assert batch == other
         assert_layout(bag, labels, batch)
+
+
+def test_a_coordinate_that_all_share_leaves_codes_of_the_same_embeddings_as_they_are():
+    rows = torch.randn(1600, 32, generator=torch.Generator().manual_seed(0))
+    rows += 2 * rows[::4].repeat_interleave(4, 0)
+    rows[:, 0] += 40  # beyond the levels of a sketch
+    rows = torch.nn.functional.normalize(rows)
+    bag = BagOfNegatives(np.arange(1600) // 4, 32, bits=6)
+    bag.fill(lambda ids: rows[ids])
+    before, balance = bag.table.codes(np.arange(400)), bag.stats()["balance"]
+    for _ in range(4):
+        bag.correct(np.arange(1600), rows)
+    assert (bag.table.codes(np.arange(400)) != before).mean() < 0.1
+    assert bag.stats()["balance"] == pytest.approx(balance, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["bag.candidates(0)", "bag.negatives(0)", "bag.codes([0])", "bag.members(0)", "bag.stats()", "bag.means",
+     "bag.means_of([0])", "bag.draw_seeds(2)", "bag.draw_negatives([0])", "bag.state_dict()"],
+)  # fmt: skip
+def test_whoever_looks_waits_for_who_writes(call):
+    bag = BagOfNegatives(np.arange(80) // 4, DIM, batch_size=16)
+    done = threading.Event()
+    other = threading.Thread(target=lambda: (eval(call, {"bag": bag}), done.set()))
+    with bag._lock:
+        other.start()
+        assert not done.wait(0.2)
+    other.join(20)
+    assert done.is_set()
+
+
+def test_a_filled_table_of_identities_is_centred_on_them_not_on_the_largest():
+    labels = np.concatenate([np.zeros(20_000, dtype=int), np.arange(1, 1001).repeat(2)])
+    centres = torch.randn(1001, 16, generator=torch.Generator().manual_seed(1))
+    bag = BagOfNegatives(labels, 16)
+    bag.fill(lambda ids: centres[labels[ids]])
+    shares = [(bag.table.codes(np.arange(1001)) >> bit & 1).mean() for bit in range(bag.bits)]
+    assert all(0.4 < share < 0.6 for share in shares)
+
+
+def test_an_embed_that_uses_its_memory_again_fills_as_any_other():
+    labels, rows = np.arange(600) // 4, torch.randn(600, DIM, generator=torch.Generator().manual_seed(2))
+    memory, bags = torch.empty(600, DIM), [BagOfNegatives(labels, DIM) for _ in range(2)]
+    bags[0].fill(lambda ids: rows[ids], at_once=50)
+    bags[1].fill(lambda ids: torch.index_select(rows, 0, torch.from_numpy(ids), out=memory[: len(ids)]), at_once=50)
+    assert torch.equal(bags[0].means, bags[1].means)
+    assert bags[0].codes(np.arange(600)).tolist() == bags[1].codes(np.arange(600)).tolist()
+
+
+def test_a_pass_that_ended_is_followed_by_a_whole_one_however_often_it_is_saved():
+    labels = np.arange(240) // 4
+    state = (ended := BagOfNegatives(labels, DIM, batch_size=16, steps=5)).state_dict()
+    for _ in ended:
+        state = ended.state_dict()
+    for _ in range(3):
+        longer = BagOfNegatives(labels, DIM, batch_size=16, steps=20)
+        longer.load_state_dict(state)
+        state = longer.state_dict()
+    assert len(list(longer)) == 20
+
+
+@pytest.mark.parametrize(
+    ("told", "warns"),
+    [
+        (lambda i, labels: i, False),
+        (lambda i, labels: i[:3], False),  # a part of the batch
+        (lambda i, labels: labels[i], True),
+        (lambda i, labels: np.arange(len(i)), True),
+    ],
+)
+def test_updates_with_other_numbers_than_indices_are_told(told, warns):
+    labels = np.arange(4000) // 4
+    bag = BagOfNegatives(labels, DIM, batch_size=16, steps=100)
+    rows = torch.randn(16, DIM, generator=torch.Generator().manual_seed(3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for indices in bag:
+            ids = told(np.array(indices), labels)
+            bag.update(ids, rows[: len(ids)])
+    found = [warning for warning in caught if "are these labels, or positions in the batch?" in str(warning.message)]
+    assert len(found) == int(warns)

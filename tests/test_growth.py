@@ -176,3 +176,18 @@ def test_a_state_of_other_samples_is_refused_and_wrong_labels_change_nothing():
     assert {name: str(value) for name, value in bag.state_dict().items()} == before
     bag.extend(np.empty(0, dtype=np.int64))
     assert {name: str(value) for name, value in bag.state_dict().items()} == before
+
+
+def test_where_nothing_arrives_a_pass_goes_on_and_the_next_is_whole():
+    bag = make(labels_of(9)[0])
+    seen = []
+    for indices in bag:
+        seen.append(indices)
+        bag.extend(np.empty(0, dtype=np.int64))
+    assert seen == list(make(labels_of(9)[0]))
+    assert len(list(bag)) == len(bag)
+    for k, _ in enumerate(bag):
+        if k == 1:
+            bag.extend(np.empty(0, dtype=np.int64), steps=9)
+            break
+    assert len(list(bag)) == 9

@@ -135,3 +135,10 @@ def test_a_loss_that_does_not_go_with_the_form_is_refused():
         make_loss("batch-hard", "pair")
     with pytest.raises(ValueError, match="'triplets' does not go with form 'set'"):
         make_loss("triplets")
+
+
+@pytest.mark.parametrize("name", ["soft-triplet", "batch-hard-soft"])
+def test_a_margin_is_refused_where_it_has_no_effect(name):
+    make_loss(name)
+    with pytest.raises(ValueError, match=f"margin is 0.5, but loss '{name}' has none; leave it out"):
+        make_loss(name, margin=0.5)

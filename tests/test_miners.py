@@ -407,3 +407,12 @@ def test_a_refreshed_bag_misses_no_batch_that_it_was_told():
     for indices in miner:
         miner.update(indices, points()[indices])
     assert miner.stats()["batches_missed"] == 0
+
+
+def test_smart_mining_knows_neighbours_of_classes_larger_than_a_search():
+    labels = np.arange(900) // 300
+    centres = torch.tensor([[0.0, 0.0], [1.0, 0.0], [10.0, 0.0]])
+    embeddings = centres[labels] + 0.01 * torch.randn(900, 2, generator=torch.Generator().manual_seed(0))
+    miner = make_miner("smart", labels, 2, form="triplet", batch_size=30)
+    miner.refresh(lambda ids: embeddings[ids])
+    assert (labels[miner.draw_negatives(np.arange(50))] == 1).all()  # at full hardness, of the class beside

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from bonlib.integrations.sentence_transformers import TextBag
 
 ROWS, BATCH = 200, 16
+# Most runs here are shorter than a pass, and do not begin with a table that is filled.
+pytestmark = pytest.mark.filterwarnings("ignore:All .* steps had random batches")
 
 
 @pytest.fixture
@@ -311,3 +314,59 @@ def test_a_trainer_with_other_batches_or_rows_is_told(model, tmp_path):
     model.train()
     with pytest.raises(ValueError, match="train_dataset"):
         mined.loss([], None)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_filling_gives_each_row_the_code_of_its_texts(model, labelled):
+    rows = pairs(place=[i // 2 for i in range(ROWS)]) if labelled else pairs()
+    options = {"label": "place"} if labelled else {}
+    mined = TextBag(rows, losses.MultipleNegativesRankingLoss(model), batch_size=BATCH, **options)
+    mined.fill()
+    texts = [torch.from_numpy(model.encode(rows[name][:])) for name in ("anchor", "positive")]
+    means = torch.stack(texts).mean(dim=0)  # (rows, dim)
+    if labelled:
+        means = means.view(ROWS // 2, 2, -1).mean(dim=1)
+    assert (mined.bag.means - means).abs().max() < 0.02
+    assert mined.bag.stats()["filled"] == 1
+    next(iter(mined.draw()))
+    assert mined.bag.stats()["from_unseen"] == 0
+
+
+def test_a_training_without_a_bag_is_told(model, tmp_path):
+    mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
+    with pytest.warns(UserWarning, match="All 4 steps had random batches"):
+        train(model, mined, tmp_path, steps=4)
+
+
+def test_a_run_is_not_resumed_over_other_rows(model, tmp_path):
+    mined = TextBag(pairs(), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
+    train(model, mined, tmp_path, steps=2, save=2)
+    other = TextBag(pairs().shuffle(seed=5), losses.MultipleNegativesRankingLoss(model), batch_size=BATCH)
+    with pytest.raises(ValueError, match="is of other rows, or of these in another order"):
+        train(model, other, tmp_path, steps=4, resume=True)
+
+
+def test_texts_under_several_labels_are_told_those_under_one_are_not(model):
+    loss = losses.MultipleNegativesRankingLoss(model)
+    rows = pairs(place=[i // 2 for i in range(ROWS)])
+    one = rows.map(lambda row: row | {"anchor": f"{row['place']} a"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TextBag(one, loss, batch_size=BATCH, label="place")
+    several = rows.map(lambda row: row | {"anchor": f"{row['place'] // 2} a"})
+    with pytest.warns(UserWarning, match=f"{ROWS // 4} texts stand in rows of several identities"):
+        TextBag(several, loss, batch_size=BATCH, label="place")
+
+
+def test_what_would_have_no_effect_or_make_negatives_of_positives_is_refused(model, bert, monkeypatch):
+    loss = losses.MultipleNegativesRankingLoss(model)
+    rows = pairs(place=[i // 2 for i in range(ROWS)])
+    with pytest.raises(ValueError, match="but a batch has one row of each label"):
+        TextBag(rows, loss, batch_size=BATCH, label="place", pool=256, target=0.5)
+    inner = losses.CachedGISTEmbedLoss(bert, bert, mini_batch_size=BATCH)
+    with pytest.raises(ValueError, match="loss has a CachedGISTEmbedLoss whose guide is the encoder itself"):
+        TextBag(pairs(), losses.MatryoshkaLoss(bert, inner, matryoshka_dims=[16, 8]), batch_size=BATCH)
+    monkeypatch.setattr("bonlib.integrations.sentence_transformers.world_size", lambda: 2)
+    shared = losses.MultipleNegativesRankingLoss(model, gather_across_devices=True)
+    with pytest.raises(ValueError, match="with gather_across_devices=True"):
+        TextBag(pairs(), shared, batch_size=BATCH)
