@@ -2,9 +2,9 @@
 
 Names of places, InfoNCE, sets of 128, three seeds, each with its own split: ``python benchmarks/arriving.py``, some
 half an hour. Five ways to take the newcomers: random sets of all; a bag that is extended, and keeps what it knows; one
-that is extended, and looks at all the data once; batches from k-means clusters of the identities (100K identities), and
-exact search, which look at all the data again when they come and every 500 steps. R@1 of validation places after each 250
-steps. The record is data/results/bench/arriving.json.
+that is extended, and looks at all the data once; batches from k-means clusters of the identities (100K identities),
+and exact search, which look at all the data again when they come and every 500 steps. R@1 of validation places after
+each 250 steps. The record is data/results/bench/arriving.json.
 """
 
 import time

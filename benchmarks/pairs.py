@@ -2,9 +2,9 @@
 
 Two names of a place are a pair, without labels; 39,000 places, batches of 64, MultipleNegativesRankingLoss, a static
 embedding of BPE tokens that is made here. Half-way a bag that is filled takes over from random batches, or an empty one
-is there from the start; or batches are cut from k-means clusters of the embeddings of that moment, as people do offline.
-MRR@10 of finding the second name among those of all validation places. Three seeds, each with its own split; the record
-is data/results/bench/pairs.json.
+is there from the start; or batches are cut from k-means clusters of the embeddings of that moment, as people do
+offline. MRR@10 of finding the second name among those of all validation places. Three seeds, each with its own split;
+the record is data/results/bench/pairs.json.
 """
 
 import tempfile
