@@ -616,8 +616,8 @@ def growth() -> str:
     for size, group in _law().groupby("size"):
         _, (lead,) = of_miners(group, "validation.recall@1", "two-stage-bag")
         interval = f"[{100 * lead.low:.1f}, {100 * lead.high:.1f}]"
-        said.append(f"{100 * lead.mean:+.1f} {interval} among {size:,} ({group['seed'].nunique()} seeds)")
-    return f"on Hangul two stages lead random sets by {', '.join(said)}"
+        said.append(f"{100 * lead.mean:+.1f} {interval} among {size:,}")
+    return f"on Hangul two stages lead random sets by {', '.join(said)} identities"
 
 
 def nearer() -> str:
