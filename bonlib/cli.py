@@ -157,8 +157,9 @@ def _data_arguments(parser: argparse.ArgumentParser, *, encoder: bool = False) -
     parser.add_argument("--root", help="where its files are")
     parser.add_argument("--column", help="of a table that holds strings: the column with them")
     parser.add_argument("--identity", help="of such a table: the column with the identities (identity)")
-    parser.add_argument("--skip-broken", action="store_true",
-                        help="leave out broken images, or rows without a value, and count them")  # fmt: skip
+    parser.add_argument(
+        "--skip-broken", action="store_true", help="leave out, and count, broken images and empty strings"
+    )
     parser.add_argument("--any-counts", action="store_true", help="take a benchmark that is not as large as published")
 
 
@@ -202,7 +203,7 @@ def _train(options: argparse.Namespace) -> None:
     from bonlib.training.encoders import save_encoder
 
     config = make_config(_settings(options))
-    check_writable(options.output)
+    check_writable(options.output, config.dataset_options.get("root"), str(config.start or ""))
     checkpoint = checkpoint_path(config, options.sweep)
     check_writable(checkpoint)
     experiment = Experiment(config, checkpoint)
@@ -245,6 +246,7 @@ def _loaded(options: argparse.Namespace, **more: Any) -> tuple[Any, Any]:
     takes = options_of(name, text=bool(options.column or "column" in images))
     if dropped := sorted(name for name in set(images) - takes if images[name] not in (None, True)):  # usual ones
         print(f"{name} has no {', '.join(dropped)}, with which the encoder was trained.", file=sys.stderr)
+    takes -= {"validation"} if options.split in ("test", "all") else set()  # a share of what is for training
     chosen = {name: value for name, value in (images | more).items() if name in takes}
     dataset = load_dataset(name, options.split, **chosen | _source(options))
     check_takes(encoder.cpu(), dataset[0][0].cpu(), str(options.weights))
@@ -284,7 +286,7 @@ def _embed(options: argparse.Namespace) -> None:
     if kind == ".parquet":
         with needs_extra("--output *.parquet"):
             import pyarrow  # noqa: F401
-    check_writable(options.output)
+    check_writable(options.output, options.root, options.weights)
     beside = _beside(options.output, "rows", "row,label,class_name") if kind == ".npy" else options.output
     encoder, dataset = _loaded(options, keep_shared=True)
     found, labels = embed(encoder, dataset, device=options.device)
@@ -342,7 +344,7 @@ def _neighbours(options: argparse.Namespace) -> None:
     kind = options.output.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "html"):
         raise ValueError(f"--output is {options.output}; allowed are names that end in .png, .svg or .html.")
-    check_writable(options.output)
+    check_writable(options.output, options.root, options.weights)
     encoder, dataset = _loaded(options)
     embeddings, labels = embed(encoder, dataset, device=options.device)
     queries = np.random.default_rng(options.seed).permutation(len(dataset))[: options.queries]
@@ -369,7 +371,7 @@ def _lookalikes(options: argparse.Namespace) -> None:
     kind = options.output.suffix.lower()
     if kind not in (".html", ".csv"):
         raise ValueError(f"--output is {options.output}; allowed are names that end in .html or .csv.")
-    check_writable(options.output)
+    check_writable(options.output, options.root, options.weights)
     beside = _beside(options.output, "samples", "ratio,sample,label") if kind == ".csv" else options.output
     encoder, dataset = _loaded(options, keep_shared=True)  # identities that share a name may well be one
     found = embed(encoder, dataset, device=options.device)[0].cpu()

@@ -356,7 +356,12 @@ def test_encoders_and_outputs_that_do_not_fit_end_with_a_sentence(trained, tmp_p
         ("pytorch_metric_learning", lambda: make_loss("batch-hard"), "make_loss needs pytorch_metric_learning"),
         ("torchvision", lambda: make_encoder("resnet18", in_channels=3), "encoder 'resnet18' needs torchvision"),
         ("matplotlib", lambda: load_dataset("glyphs", "train"), "load_dataset\\('glyphs'\\) needs matplotlib"),
-        ("pandas", lambda: load_dataset("folder", "train", root="."), "needs pandas"),
+        pytest.param(
+            "pandas",
+            lambda: load_dataset("folder", "train", root="."),
+            "needs pandas",
+            marks=pytest.mark.filterwarnings("ignore:.*names of folders stand in several places"),
+        ),
         ("pandas", list_datasets, "needs pandas"),
     ],
 )
@@ -418,3 +423,52 @@ def test_an_encoder_of_a_split_of_its_own_is_measured_on_what_it_has_not_seen(ex
     test = load_dataset("folder", "test", root=str(photos), **images)
     trained_on = load_dataset("folder", "train", root=str(photos), size=32, split_seed=1)
     assert not set(test.class_names) & set(trained_on.class_names)
+
+
+@pytest.mark.parametrize("command", ["embed", "lookalikes", "neighbours", "train"])
+def test_what_is_read_is_not_written_over(trained, tmp_path, capsys, command):
+    weights, photos = trained
+    suffix = {"embed": ".npy", "lookalikes": ".csv", "neighbours": ".html", "train": ".pt"}[command]
+    copy = shutil.copy(weights, tmp_path / f"mine{suffix}")
+    before = copy.read_bytes()
+    source = ["--dataset", "folder", "--root", str(photos)]
+    given = [*source, "--steps", "5", "--set", f'start="{copy}"'] if command == "train" else [str(copy), *source]
+    assert cli.main([command, *given, "--output", str(copy)]) == 2
+    assert "is read here, and would be written over" in capsys.readouterr().err
+    assert copy.read_bytes() == before
+
+
+def test_a_share_held_out_of_training_does_not_keep_weights_from_other_data(trained, tmp_path, capsys):
+    weights, photos = trained
+    encoder, images = load_encoder(weights)
+    save_encoder(tmp_path / "shared.pt", encoder, images=images | {"validation": 0.3}, name="small", in_channels=3)
+    source = [str(tmp_path / "shared.pt"), "--dataset", "folder", "--root", str(photos)]
+    assert cli.main(["embed", *source, "--split", "all", "--output", str(tmp_path / "all.npy")]) == 0
+    assert cli.main(["evaluate", *source]) == 0
+    assert cli.main(["evaluate", *source, "--split", "validation"]) == 2
+    assert "validation is 0.3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (["per_class=1"], "per_class is 1, so that a batch holds no positives for the loss 'batch-hard'"),
+        (["loss=cosface", 'loss_options={"scale": -1}'], "scale is -1"),
+        (["loss=cosface", 'loss_options={"scale": "big"}'], "scale is 'big'"),
+        (["loss=cross-batch-memory", 'loss_options={"memory_size": 0}'], "memory_size is 0"),
+    ],
+)
+def test_settings_that_would_teach_nothing_are_refused(trained, tmp_path, capsys, settings, text):
+    given = [part for setting in settings for part in ("--set", setting)]
+    source = ["--dataset", "folder", "--root", str(trained[1]), "--steps", "5", "--miner", "random"]
+    assert cli.main(["train", *source, *given, "--output", str(tmp_path / "e.pt")]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_split_without_pairs_is_told_before_the_training(folders, capsys):
+    names = [(f"n{i} {j}", f"i{i}", "train") for i in range(40) for j in range(2)]
+    names += [(f"t{i}", f"t{i}", "test") for i in range(5)]
+    pd.DataFrame(names, columns=["name", "identity", "split"]).to_csv(folders / "tt.csv", index=False)
+    source = ["--dataset", "table", "--root", str(folders / "tt.csv"), "--column", "name", "--steps", "5"]
+    assert cli.main(["train", *source, "--output", str(folders / "e.pt")]) == 2
+    assert "The split 'test' has no identity with two samples" in capsys.readouterr().err

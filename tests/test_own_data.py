@@ -13,6 +13,7 @@ from PIL import Image
 from bonlib import load_dataset
 from bonlib.core import paths
 from bonlib.datasets import cache
+from bonlib.datasets.splits import SPLITS
 from bonlib.datasets.tables import LeftOut
 
 
@@ -338,3 +339,51 @@ def test_large_numbers_beside_a_null_stay_as_they_are(tmp_path):
     table.assign(identity=table["identity"].astype("float64")).to_parquet(tmp_path / "floats.parquet")
     with pytest.raises(ValueError, match=r"has the identity 1.23\d+e\+18 in data row 1; give text or whole numbers"):
         load_dataset("table", "all", root=tmp_path / "floats.parquet", column="name", on_error="skip")
+
+
+@pytest.mark.parametrize(
+    ("above", "told"),
+    [
+        (("data/train", "data/val"), "train, val: splits, not identities"),
+        (("train", "holdout/test"), "test, train: splits, not identities"),
+    ],
+)
+def test_splits_are_no_identities_however_deep_they_lie(folders, above, told):
+    for folder in above:
+        for i in range(8):
+            picture(folders / "deep" / folder / f"p{i}" / "0.png", i)
+    with pytest.raises(ValueError, match=told):
+        everything(folders / "deep")
+
+
+def test_folders_of_one_name_in_several_places_are_told(folders):
+    for part, shift in (("Train_set", 0), ("Test_set", 1)):
+        for i in range(6):
+            picture(folders / "parted" / part / f"p{i + 3 * shift}" / "0.png", i + 50 * shift)
+    with pytest.warns(UserWarning, match="3 names of folders .* such as Test_set/p3 and Train_set/p3"):
+        assert everything(folders / "parted").num_classes == 12
+
+
+def test_seven_identities_are_enough_for_each_split(folders):
+    for i in range(7):
+        for j in range(2):
+            picture(folders / "few" / f"p{i}" / f"{j}.png", 20 * i + j)
+    counts = [load_dataset("folder", s, root=folders / "few", size=16).num_classes for s in SPLITS]
+    assert sum(counts) == 7
+    assert min(counts) >= 1
+
+
+def test_what_is_held_out_of_training_has_pairs_where_training_has(folders):
+    names = [(f"n{i} {j}", f"i{i}", "train") for i in range(60) for j in range(3 if i < 12 else 1)]
+    names += [(f"t{i} {j}", f"t{i}", "test") for i in range(5) for j in range(2)]
+    pd.DataFrame(names, columns=["name", "identity", "split"]).to_csv(folders / "st.csv", index=False)
+    for seed in range(8):
+        held_out = load_dataset("table", "validation", root=folders / "st.csv", column="name", seed=seed)
+        assert held_out.labels.bincount().max() > 1
+        assert held_out.num_classes == 6
+
+
+@pytest.mark.parametrize(("option", "value"), [("size", "64"), ("size", 64.0), ("size", None), ("ks", 5), ("ks", [0])])
+def test_sizes_and_ranks_that_are_none_are_refused_before_anything_is_read(photos, option, value):
+    with pytest.raises(ValueError, match=f"{option} is "):
+        load_dataset("folder", "all", root=photos, **{"size": 16} | {option: value})

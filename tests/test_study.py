@@ -232,3 +232,9 @@ def test_memory_that_a_step_frees_is_kept():
         for call in ("1", "keep_freed_memory()")
     )
     assert kept < plain / 2  # mostly a tenth; now and then the heap has to be laid out anew
+
+
+def test_a_root_without_a_data_set_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        sweeps.main(["--root", "photos", "--no-notebooks"])
+    assert "--root is photos; it goes with --dataset" in capsys.readouterr().err

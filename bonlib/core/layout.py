@@ -111,6 +111,7 @@ def check_layout(form: str, batch_size: int, per_class: int, sizes: NDArray[Any]
         )
     wanted = per_class if form == "set" else 2
     if (few := float((sizes < wanted).mean())) > 0.5:
-        fits = f"per_class={int(np.median(sizes))} fits half of them"
+        median = int(np.median(sizes))
+        fits = f"per_class={median} fits half of them" if median > 1 else "per_class=2 repeats least, and has positives"
         cure = fits if form == "set" else "an anchor is then its own positive"
         warnings.warn(f"{few:.0%} of the classes have fewer than {wanted} samples, which repeat; {cure}.", stacklevel=4)

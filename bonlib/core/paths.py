@@ -111,12 +111,20 @@ def _check_file(path: Path) -> None:
         raise FileExistsError(errno.EEXIST, f"{kind} has this name; give another", str(path))
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, *read: str | Path | None) -> None:
     """Find out now, not after hours, whether a file can be written; nothing is left behind.
+
+    Args:
+        path: the file.
+        *read: what is read, and must not be written over.
 
     Raises:
         OSError: if it cannot; the message names the cure.
+        ValueError: if it is one of those that are read.
     """
+    for source in read:
+        if source and os.path.realpath(path) == os.path.realpath(source):
+            raise ValueError(f"{path} is read here, and would be written over; give another output.")
     path = Path(os.path.realpath(path))  # a link's target is written
     _check_file(path)
     probe = path.with_name(f".{path.stem}.bonlib-{secrets.token_hex(8)}{path.suffix}")

@@ -39,7 +39,7 @@ class LabelledSet(Dataset[tuple[Tensor, int]], ABC):
         """Refuse labels that are not those of the samples.
 
         Raises:
-            ValueError: if lengths differ, or a label is no class.
+            ValueError: if lengths differ, a label is no class, or ``ks`` are no ranks.
         """
         labels, count = as_array(self.labels), len(self)
         if labels.shape != (count,) or labels.dtype.kind not in "iu":
@@ -48,6 +48,8 @@ class LabelledSet(Dataset[tuple[Tensor, int]], ABC):
         if count and not (labels.min() >= 0 and labels.max() < self.num_classes):
             text = f"labels are from {labels.min()} to {labels.max()} and class_names {self.num_classes}"
             raise ValueError(f"{text}; give labels 0, 1, … and the name of each.")
+        if not isinstance(self.ks, list | tuple) or not all(isinstance(k, int) and k > 0 for k in self.ks):
+            raise ValueError(f"ks is {self.ks!r}; give ranks, whole numbers from 1 on, such as (1, 5).")
         for name, values in self.attributes.items():
             if len(values) != count:
                 raise ValueError(

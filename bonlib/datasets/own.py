@@ -1,14 +1,12 @@
-"""The user's own images and strings: a folder of identities, or a table of paths or of names."""
+"""The user's own tables, of paths of images or of strings."""
 # pandas is typed more loosely than it behaves:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 # pyright: reportCallIssue=false
 
 import csv
-import os
 import re
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,6 @@ import torch
 
 from bonlib.core.checks import whole_number
 from bonlib.core.paths import data_dir
-from bonlib.datasets.files import SYSTEM_FOLDERS, why_no_image
 from bonlib.datasets.splits import SPLITS, Split, check_split, seed_of_split
 from bonlib.datasets.strings import LONGEST, TextSet
 from bonlib.datasets.tables import (
@@ -35,79 +32,8 @@ from bonlib.datasets.tables import (
 if TYPE_CHECKING:
     import pandas as pd
 
-_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "query", "gallery"}
-_SPLITS |= {"bounding_box_train", "bounding_box_test"}
 _TEXT = {".csv": ",", ".tsv": "\t", ".txt": ","}  # what stands between the values of tables in text, by suffix
 _PARTS = ("train", "validation", "test", "query", "gallery")
-
-
-def image_folder(root: Path, seed: int) -> "pd.DataFrame":
-    """``root/<identity>/<image>``, or deeper: an identity is the path of the folder that its images lie in.
-
-    Links to folders and files are followed. What is left out is counted in ``attrs["left out"]``, by reason: hidden
-    files, folders of the system, files that Pillow does not open by their suffix, broken links.
-
-    Raises:
-        FileNotFoundError: if there are no images, or no folders with images.
-        ValueError: if the folders look like splits rather than identities, a folder with images lies in another one,
-            or one file has two identities.
-    """
-    if not root.is_dir():
-        raise FileNotFoundError(f"root is {str(root)!r}, which is no folder; expected {root}/<identity>/<image>.")
-    left_out: Counter[str] = Counter()
-    found = []
-    for path in _files_below(root):
-        reason = why_no_image(path)
-        if reason is None:
-            found.append(path)
-        else:
-            left_out[reason] += 1
-    found.sort()
-    for path in found:
-        try:
-            str(path).encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{str(path).encode(errors='replace')!r} is no name in UTF-8; rename it.") from None
-    loose = [path for path in found if path.parent == root]
-    if not found or loose:
-        first = f"the first that lies elsewhere is {loose[0]}" if loose else "no image was found"
-        raise FileNotFoundError(f"{root} has not the layout <identity>/<image>: {first}; make one folder an identity.")
-    top = {path.relative_to(root).parts[0].lower() for path in found}
-    if len(splits := top & _SPLITS) > 1 or top <= _SPLITS:
-        raise ValueError(
-            f"root is {str(root)!r}, whose folders are {', '.join(sorted(splits))}: splits, not identities. Give one "
-            "of them as root, or list the images in a table with a column split."
-        )
-    folders = {path.parent for path in found}
-    if inner := sorted(folder for folder in folders if folders & set(folder.parents)):
-        outer = next(folder for folder in inner[0].parents if folder in folders)
-        raise ValueError(
-            f"{outer} has images, and so has {inner[0]}, {len(inner)} such folders in all: one identity, or several? "
-            "Move the images into one of them, or list them in a table."
-        )
-    rows = [(path, path.parent.relative_to(root).as_posix(), "", UNKNOWN_CAMERA) for path in found]
-    check_rows(rows, [str(path) for path in found], str(root))
-    table = make_table(rows)
-    table.attrs["left out"] = dict(left_out)
-    return table
-
-
-def _files_below(root: Path) -> Iterator[Path]:
-    """Every file below a folder that is not hidden, through links too; a folder that links to one above it, once."""
-
-    def walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
-        real = os.path.realpath(folder)
-        if real in above:
-            return
-        for path in sorted(folder.iterdir()):
-            if path.is_dir() and not path.name.startswith(".") and path.name.lower() not in SYSTEM_FOLDERS:
-                yield from walk(path, above | {real})
-            else:
-                yield path
-        if not any(folder.iterdir()):
-            yield folder  # empty
-
-    return walk(root, frozenset())
 
 
 def image_table(root: Path, seed: int) -> "pd.DataFrame":

@@ -30,6 +30,8 @@ def split_identities(count: int, seed: int) -> dict[str, NDArray[np.int64]]:
     """Identities of each split, sorted: disjoint, together all, in the shares of ``SPLITS``."""
     order = np.random.default_rng(seed).permutation(count)
     ends = np.round(np.cumsum(list(SPLITS.values())) * count).astype(int)
+    if count > 4 and ends[0] == ends[1]:  # of seven
+        ends[0] -= 1
     parts = np.split(order, ends[:-1])
     return {name: np.sort(part) for name, part in zip(SPLITS, parts, strict=True)} | {"all": np.arange(count)}
 

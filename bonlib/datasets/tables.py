@@ -250,9 +250,11 @@ def rows_of(table: "pd.DataFrame", split: Split, validation: float, seed: int) -
             if name in SPLITS:
                 part[(part == "") & np.isin(identity, group[chosen])] = name
     if not len(unsplit) and "validation" not in part:
-        training = np.unique(identity[counted & (part == "train")])
-        held_out = np.random.default_rng(seed).permutation(training)[: round(validation * len(training))]
-        part[(part == "train") & np.isin(identity, held_out)] = "validation"
+        training, images = np.unique(identity[counted & (part == "train")], return_counts=True)
+        rng = np.random.default_rng(seed)
+        for group in (training[images > 1], training[images == 1]):  # as above
+            held_out = rng.permutation(group)[: round(validation * len(group))]
+            part[(part == "train") & np.isin(identity, held_out)] = "validation"
     return counted & np.isin(part, ("test", "query", "gallery") if split == "test" else (split,))
 
 

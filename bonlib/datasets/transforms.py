@@ -20,9 +20,9 @@ def fit_size(size: int | tuple[int, int]) -> Callable[[Tensor], Tensor]:
     """
     from torchvision.transforms import v2
 
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or min(sides) < 8:
-        raise ValueError(f"size is {size}; give a side or (height, width) in pixels, at least 8 each.")
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 8 for side in sides):
+        raise ValueError(f"size is {size!r}; give a side or (height, width) in pixels, at least 8 each.")
     if isinstance(size, int):
         return v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
     return v2.Resize(list(sides), antialias=True)

@@ -69,7 +69,10 @@ class Experiment:
         _check_parts(config)
         self.provenance = provenance()  # of the code as it was loaded, whatever is edited while it runs
         self.train, self.validation = self._split("train"), self._split("validation")
-        self._unseen = [*self.validation.class_names, *(self._split("test").class_names if config.test else [])]
+        test = self._split("test") if config.test else None
+        _check_pairs("validation", self.validation if config.evaluate_every else None)
+        _check_pairs("test", test)
+        self._unseen = [*self.validation.class_names, *(test.class_names if test else [])]
         self._key = config_key(asdict(config))  # of the data as they are now
         self._content = str(content_key(config.dataset, config.dataset_options).get("content", ""))
         if config.identities is not None:
@@ -210,6 +213,13 @@ class Experiment:
         return saved
 
 
+def _check_pairs(split: str, data: LabelledSet | None) -> None:
+    """Refuse, before the training, a split that is to be measured and holds nothing to find."""
+    if data is not None and "query" not in data.attributes and int(data.labels.bincount().max()) < 2:
+        cure = "give it identities with two or more"
+        raise ValueError(f"The split {split!r} has no identity with two samples, so there is nothing to find; {cure}.")
+
+
 def _check_parts(config: Config) -> None:
     """Make the parts of a run once for nothing, so that what is wrong with a setting is said before data are drawn.
 
@@ -218,7 +228,9 @@ def _check_parts(config: Config) -> None:
     """
     # As of more identities than the study has: where a data set has fewer than a setting asks for, its labels tell.
     _make_miner(config, np.repeat(np.arange(100_000), max(config.per_class, 2)), config.batch_size)
-    _make_loss(config, 10_000)
+    loss = _make_loss(config, 10_000)
+    if config.form == "set" and config.per_class == 1 and config.loss != "cross-batch-memory" and not has_centres(loss):
+        raise ValueError(f"per_class is 1, so that a batch holds no positives for the loss {config.loss!r}; give 2.")
     with torch.device("meta"), known_options(f"encoder {config.encoder!r}"):  # which draws no weights
         make_encoder(config.encoder, dim=config.dim, in_channels=3, **_without_weights(config))
 

@@ -285,6 +285,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true", help="do again what is already done")
     parser.add_argument("--no-notebooks", action="store_true", help="runs without papermill, and no site")
     options = parser.parse_args(arguments)
+    if options.root and not options.dataset:
+        parser.error(f"--root is {options.root}; it goes with --dataset, such as folder.")
     if options.jobs < 1:
         parser.error(f"--jobs is {options.jobs}; give at least 1.")
     # Of another data set only the first sweep is shown on a page.

@@ -241,6 +241,8 @@ def make_loss(
     margin = recipe.margin if margin is None else real_number("margin", margin, 0)
     given = {key: value for key, value in options.items() if key in takes}
     given |= {"seed": seed} if "seed" in takes else {}
+    for key in {"memory_size", "alpha", "scale"} & set(given):
+        real_number(key, given[key], math.ulp(0))
     missing = [key for key, value in list(takes.items())[1:] if value.default is value.empty and given.get(key) is None]
     if unknown := set(options) - set(given) - {"dim", "num_classes"}:
         raise ValueError(f"loss {name!r} has no option {sorted(unknown)}; it has {list(takes)[1:]}.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bonlib.core.checks import whole_number
 from bonlib.core.paths import data_dir
-from bonlib.datasets import own
+from bonlib.datasets import folders, own
 from bonlib.datasets.benchmarks import persons, products
 from bonlib.datasets.benchmarks.layout import check_counts as compare_counts
 from bonlib.datasets.images import ImageSet
@@ -104,7 +104,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         "3DPeS: persons, 8 cameras", persons.pes3d, {"all": (1_011, 192)}, _RESEARCH,
         "openvisor.org/3dpes.asp", _PERSON,
     ),
-    "folder": Benchmark("any folder of images: root/<identity>/<image>", own.image_folder, {}, "yours", "give root"),
+    "folder": Benchmark(
+        "any folder of images: root/<identity>/<image>", folders.image_folder, {}, "yours", "give root"
+    ),
     "table": Benchmark(
         "any CSV or parquet file: path, identity, perhaps camera and split", own.image_table, {}, "yours",
         "give root",
