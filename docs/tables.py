@@ -160,14 +160,16 @@ def _settings(runs: pd.DataFrame) -> pd.Series:
 
 
 def smooth_trials() -> str:
-    """Three temperatures of InfoNCE for each miner, on parts, one seed."""
+    """Temperatures of InfoNCE for each miner, one seed."""
     runs = finished("tune").query("loss == 'infonce'")
-    scores = runs.pivot_table(index="method", columns="margin", values="validation.recall@1")
+    scores = runs.pivot_table(
+        index=["dataset", "method"], columns="margin", values="validation.recall@1", sort=False
+    ).sort_index(axis="columns")
     rows = [
-        [str(method), *(f"{value:.3f}" for value in row)]
-        for method, row in scores.loc[scores.max(axis=1).sort_values(ascending=False).index].iterrows()
+        [NAMES[name], method, *("" if math.isnan(value) else f"{value:.3f}" for value in row)]
+        for (name, method), row in scores.iterrows()
     ]
-    return markdown(" | ".join(["miner", *(f"temperature {margin}" for margin in scores.columns)]), rows)
+    return markdown(" | ".join(["data", "miner", *(f"temperature {margin}" for margin in scores.columns)]), rows)
 
 
 def _sizes() -> tuple[pd.DataFrame, pd.Series]:
@@ -234,19 +236,12 @@ def field() -> str:
 
 
 def smooth() -> str:
-    """The same under InfoNCE."""
-    rows = []
-    for name, runs in _field(smooth=True).items():
-        of = {str(method): group for method, group in runs.groupby("method")}
-        values = [
-            f"{of[method]['validation.recall@1'].mean():.3f}" for method in ("random", "first stage", "two stages")
-        ]
-        others = (
-            paired_difference(of["two stages"], of[name], "validation.recall@1") for name in ("random", "first stage")
-        )
-        rows.append(([NAMES[name], *values], list(others)))
-    header = "data | random | first stage | two stages"
-    return markdown(f"{header} | two stages lead random by, points | and the first stage by", compared(rows))
+    """The same under InfoNCE, each miner with the temperature of its best trial, a table a data set."""
+    parts = []
+    for name, group in _field(smooth=True).items():
+        more = {"temperature": group.groupby("method")["margin"].first()}
+        parts.append(f"#### {NAMES[name]}\n\n{ranked(group, 'two stages', more)}")
+    return "\n\n".join(parts)
 
 
 def ablation_hash() -> str:
