@@ -26,6 +26,7 @@ from bonlib.core.table import BucketTable, default_bits
 _OPTIONS = ("bags", "unit", "pool", "window", "target", "margin", "momentum", "random_share", "probe")  # of a bag alone
 _BAGS, _MOMENTUM = 4, 0.5  # where nothing else is asked for
 _AHEAD, _PATIENCE = 64, 200  # batches that workers draw ahead; those without an update, after which it was forgotten
+_STRANGE, _REMEMBERED = 64, 1024  # updates of no batch that was drawn, before a warning; batches that they may be of
 
 
 class BagOfNegatives(HashedMiner):
@@ -154,7 +155,7 @@ class BagOfNegatives(HashedMiner):
         self._tally = np.zeros(len(SOURCES), dtype=np.int64)
         self._churn = self._error = float("nan")
         self._hardness = 1.0  # where the window stands: 1 as it was given, 0 at the end of what is found
-        self._latest: deque[set[int]] = deque(maxlen=_AHEAD)  # batches that were drawn, until an update is of one
+        self._latest: deque[set[int]] = deque(maxlen=_REMEMBERED)  # that were drawn, until an update is of one
         self._strange = 0  # updates before that
 
     @classmethod
@@ -179,7 +180,7 @@ class BagOfNegatives(HashedMiner):
         """Learn from a batch and correct the codes of its samples. Never touches the encoder.
 
         Args:
-            indices: ``(batch,)`` dataset indices, as the bag yielded them (or any others).
+            indices: ``(batch,)`` dataset indices, as the bag yielded them, or others of which it should learn.
             embeddings: ``(batch, dim)`` floating point on any device; or a tuple, dict or dataclass whose first such
                 entry they are. Detached here.
 
@@ -200,16 +201,15 @@ class BagOfNegatives(HashedMiner):
 
     def _recognise(self, ids: Ids) -> None:
         """Warn where none of many updates is of a batch that was drawn, or a part, or several of them."""
-        if not self._latest or self._strange == _AHEAD:
+        if not self._latest:
             return
         told = set(ids.tolist())
-        if any(told <= drawn or told >= drawn for drawn in self._latest):
-            self._strange = _AHEAD
-            self._latest.clear()
-            return
-        self._strange += 1
-        if self._strange == _AHEAD:
-            text = f"In {_AHEAD} updates there was no batch that the bag drew; update takes indices of the data set:"
+        known = any(told <= drawn or told >= drawn for drawn in self._latest)
+        self._strange = _STRANGE if known else self._strange + 1
+        if self._strange == _STRANGE:
+            self._latest.clear()  # and is not filled again
+        if self._strange == _STRANGE and not known:
+            text = f"In {_STRANGE} updates there was no batch that the bag drew; update takes indices of the data set:"
             warnings.warn(f"{text} are these labels, or positions in the batch?", stacklevel=4)
 
     @locked
@@ -221,8 +221,7 @@ class BagOfNegatives(HashedMiner):
     def fill(self, embed: Callable[[Ids], Tensor], *, per_class: int | None = None, at_once: int = 4096) -> None:
         """Give every entry its code at once: for an encoder that is trained already.
 
-        The hash learns from some 25,000 random samples, then all get their codes; each is embedded once. Without it the
-        table fills during the first passes.
+        The hash learns from some 25,000 samples, of identities evenly, then all get their codes; each is embedded once.
 
         Args:
             embed: dataset indices ``(n,)`` to embeddings ``(n, dim)``, without gradients.
@@ -355,7 +354,7 @@ class BagOfNegatives(HashedMiner):
             text = f"{self._batches} batches were drawn and the bag was told nothing, so that all are random; call"
             warnings.warn(f"{text} bag.update(indices, embeddings) after each forward pass.", stacklevel=3)
         batch = super()._draw_batch()
-        if self._strange < _AHEAD:
+        if self._strange < _STRANGE:
             self._latest.append(set(batch.tolist()))
         return batch
 

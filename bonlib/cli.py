@@ -157,9 +157,7 @@ def _data_arguments(parser: argparse.ArgumentParser, *, encoder: bool = False) -
     parser.add_argument("--root", help="where its files are")
     parser.add_argument("--column", help="of a table that holds strings: the column with them")
     parser.add_argument("--identity", help="of such a table: the column with the identities (identity)")
-    parser.add_argument(
-        "--skip-broken", action="store_true", help="leave out, and count, broken images and empty strings"
-    )
+    parser.add_argument("--skip-broken", action="store_true", help="leave out broken images and empty strings")
     parser.add_argument("--any-counts", action="store_true", help="take a benchmark that is not as large as published")
 
 
@@ -287,7 +285,7 @@ def _embed(options: argparse.Namespace) -> None:
         with needs_extra("--output *.parquet"):
             import pyarrow  # noqa: F401
     check_writable(options.output, options.root, options.weights)
-    beside = _beside(options.output, "rows", "row,label,class_name") if kind == ".npy" else options.output
+    beside = _beside(options, "rows", "row,label,class_name") if kind == ".npy" else options.output
     encoder, dataset = _loaded(options, keep_shared=True)
     found, labels = embed(encoder, dataset, device=options.device)
     print(f"{options.split}: {dataset}" + ("" if options.split == "all" else "; --split all takes all"))
@@ -309,7 +307,7 @@ def _embed(options: argparse.Namespace) -> None:
     print(f"embeddings {embeddings.shape}, {', '.join(rows.columns)}: {options.output}")
 
 
-def _beside(output: Path, name: str, begins: str) -> Path:
+def _beside(options: argparse.Namespace, name: str, begins: str) -> Path:
     """A table beside an output, which may be there from an earlier time.
 
     Raises:
@@ -317,10 +315,10 @@ def _beside(output: Path, name: str, begins: str) -> Path:
     """
     from bonlib.core.paths import check_writable
 
-    beside = output.with_name(f"{output.stem}.{name}.csv")
+    beside = options.output.with_name(f"{options.output.stem}.{name}.csv")
     if beside.exists() and not beside.read_text(errors="replace").startswith(begins):
         raise ValueError(f"{beside} is there, and not of this command; move it, or give another --output.")
-    check_writable(beside)
+    check_writable(beside, options.root, options.weights)
     return beside
 
 
@@ -372,7 +370,7 @@ def _lookalikes(options: argparse.Namespace) -> None:
     if kind not in (".html", ".csv"):
         raise ValueError(f"--output is {options.output}; allowed are names that end in .html or .csv.")
     check_writable(options.output, options.root, options.weights)
-    beside = _beside(options.output, "samples", "ratio,sample,label") if kind == ".csv" else options.output
+    beside = _beside(options, "samples", "ratio,sample,label") if kind == ".csv" else options.output
     encoder, dataset = _loaded(options, keep_shared=True)  # identities that share a name may well be one
     found = embed(encoder, dataset, device=options.device)[0].cpu()
     bag = BagOfNegatives(dataset.labels, found.shape[1], form="triplet", batch_size=3)

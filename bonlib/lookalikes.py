@@ -59,10 +59,10 @@ def nearest_identities(
     found, apart = np.full((len(rows), k), -1, dtype=np.int64), np.full((len(rows), k), np.inf, dtype=np.float32)
     parts = min(-(-len(rows) * bag.pool * bag.dim // _AT_ONCE), len(rows))
     for at in np.array_split(np.arange(len(rows)), parts):
-        candidates = bag._pools_near(rows[at], own[at])  # (part, pool)
-        none = candidates < 0
-        some = candidates.clip(0)
-        near = bag.means_of(some) if means is None else means.cpu()[some].float()  # (part, pool, dim)
+        with bag._lock:
+            candidates = bag._pools_near(rows[at], own[at])  # (part, pool)
+            none, some = candidates < 0, candidates.clip(0)
+            near = bag.means_of(some) if means is None else means.cpu()[some].float()  # (part, pool, dim)
         # Not by a matrix product, in which the distances of near duplicates vanish.
         distances = torch.linalg.vector_norm(near.sub_(rows[at, None]), dim=2).numpy()  # (part, pool)
         distances[none] = np.inf

@@ -356,12 +356,7 @@ def test_encoders_and_outputs_that_do_not_fit_end_with_a_sentence(trained, tmp_p
         ("pytorch_metric_learning", lambda: make_loss("batch-hard"), "make_loss needs pytorch_metric_learning"),
         ("torchvision", lambda: make_encoder("resnet18", in_channels=3), "encoder 'resnet18' needs torchvision"),
         ("matplotlib", lambda: load_dataset("glyphs", "train"), "load_dataset\\('glyphs'\\) needs matplotlib"),
-        pytest.param(
-            "pandas",
-            lambda: load_dataset("folder", "train", root="."),
-            "needs pandas",
-            marks=pytest.mark.filterwarnings("ignore:.*names of folders stand in several places"),
-        ),
+        ("pandas", lambda: load_dataset("table", "train", root="t.csv", column="name"), "needs pandas"),
         ("pandas", list_datasets, "needs pandas"),
     ],
 )
@@ -432,6 +427,10 @@ def test_what_is_read_is_not_written_over(trained, tmp_path, capsys, command):
     copy = shutil.copy(weights, tmp_path / f"mine{suffix}")
     before = copy.read_bytes()
     source = ["--dataset", "folder", "--root", str(photos)]
+    if command == "neighbours":  # an image of the folder
+        image = next(photos.rglob("*.png"))
+        assert cli.main([command, str(weights), *source, "--output", str(image)]) == 2
+        assert "is read here" in capsys.readouterr().err
     given = [*source, "--steps", "5", "--set", f'start="{copy}"'] if command == "train" else [str(copy), *source]
     assert cli.main([command, *given, "--output", str(copy)]) == 2
     assert "is read here, and would be written over" in capsys.readouterr().err
@@ -456,6 +455,7 @@ def test_a_share_held_out_of_training_does_not_keep_weights_from_other_data(trai
         (["loss=cosface", 'loss_options={"scale": -1}'], "scale is -1"),
         (["loss=cosface", 'loss_options={"scale": "big"}'], "scale is 'big'"),
         (["loss=cross-batch-memory", 'loss_options={"memory_size": 0}'], "memory_size is 0"),
+        (["loss=cross-batch-memory", 'loss_options={"memory_size": 64}'], "memory_size is 64 and batch_size 128"),
     ],
 )
 def test_settings_that_would_teach_nothing_are_refused(trained, tmp_path, capsys, settings, text):

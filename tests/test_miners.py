@@ -1,5 +1,7 @@
 """Every opponent against a brute-force oracle on 200 points, and the rules that all share with BoN."""
 
+import threading
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
+from bonlib.bag import BagOfNegatives
 from bonlib.core.kernels import draw_seeds
 from bonlib.miners import list_miners, make_miner
 from bonlib.miners.base import Refreshing
@@ -416,3 +419,34 @@ def test_smart_mining_knows_neighbours_of_classes_larger_than_a_search():
     miner = make_miner("smart", labels, 2, form="triplet", batch_size=30)
     miner.refresh(lambda ids: embeddings[ids])
     assert (labels[miner.draw_negatives(np.arange(50))] == 1).all()  # at full hardness, of the class beside
+
+
+def test_a_save_during_a_look_waits_for_its_end():
+    miner, embeddings = make_miner("exact", LABELS, DIM, batch_size=16, every=5), points()
+    begun, go = threading.Event(), threading.Event()
+    look = miner._look
+
+    def slowly(rows):
+        begun.set()
+        assert go.wait(60)
+        look(rows)
+
+    miner._look = slowly
+    other = threading.Thread(target=lambda: miner.refresh(lambda ids: embeddings[ids]))
+    other.start()
+    assert begun.wait(60)
+    saved = []
+    saver = threading.Thread(target=lambda: saved.append(miner.state_dict()))
+    saver.start()
+    saver.join(0.2)
+    assert not saved
+    go.set()
+    for thread in (other, saver):
+        thread.join(60)
+    assert saved[0]["looks"] == 1
+
+
+@pytest.mark.parametrize("make", [partial(make_miner, "smart"), partial(BagOfNegatives, target=0.5, pool=256)])
+def test_a_dial_that_nothing_could_turn_is_refused(make):
+    with pytest.raises(ValueError, match="per_class"):
+        make(LABELS, DIM, batch_size=16, per_class=1)

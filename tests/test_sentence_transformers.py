@@ -361,12 +361,15 @@ def test_texts_under_several_labels_are_told_those_under_one_are_not(model):
 def test_what_would_have_no_effect_or_make_negatives_of_positives_is_refused(model, bert, monkeypatch):
     loss = losses.MultipleNegativesRankingLoss(model)
     rows = pairs(place=[i // 2 for i in range(ROWS)])
-    with pytest.raises(ValueError, match="but a batch has one row of each label"):
+    with pytest.raises(ValueError, match="and per_class 1, so that no tuple is active"):
         TextBag(rows, loss, batch_size=BATCH, label="place", pool=256, target=0.5)
     inner = losses.CachedGISTEmbedLoss(bert, bert, mini_batch_size=BATCH)
     with pytest.raises(ValueError, match="loss has a CachedGISTEmbedLoss whose guide is the encoder itself"):
         TextBag(pairs(), losses.MatryoshkaLoss(bert, inner, matryoshka_dims=[16, 8]), batch_size=BATCH)
-    monkeypatch.setattr("bonlib.integrations.sentence_transformers.world_size", lambda: 2)
     shared = losses.MultipleNegativesRankingLoss(model, gather_across_devices=True)
-    with pytest.raises(ValueError, match="with gather_across_devices=True"):
-        TextBag(pairs(), shared, batch_size=BATCH)
+    mined = TextBag(pairs(), shared, batch_size=BATCH)
+    monkeypatch.setattr("bonlib.integrations.sentence_transformers.world_size", lambda: 2)  # joined since
+    with pytest.raises(ValueError, match="loss has gather_across_devices=True"):
+        mined.sampler(mined.dataset, BATCH)
+    with pytest.raises(ValueError, match="labels has shape .* dtype <U"):
+        TextBag(pairs(place=[f"p{i // 2}" for i in range(ROWS)]), loss, batch_size=BATCH, label="place")

@@ -40,7 +40,7 @@ def fill(
     if per_class is None and bag.unit == "identity":  # its centre is to be that of identities, not of the largest
         evenly, _ = some_of_each(grouped(bag._classes.of, len(bag.classes)), -(-_LEARNED * _BATCH // len(bag.classes)))
     some = rng.permutation(evenly)[: _LEARNED * _BATCH]
-    known = torch.empty(len(some), bag.dim)
+    known = torch.empty(len(some), bag.dim, dtype=torch.float32)
     for at in np.array_split(np.arange(len(some)), max(len(some) // at_once, 1)):
         known[at] = bag.checked(some[at], embed(some[at]))[1]  # copied: ``embed`` may use its memory again
     bag.hasher.begin_anew()

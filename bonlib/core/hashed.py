@@ -70,6 +70,8 @@ class HashedMiner(Miner):
         self.target = self.margin = None
         if target is not None:
             self.target = real_number("target", target, 0, 1)
+            if self.form == "set" and self.per_class == 1:
+                raise ValueError(f"target is {target!r} and per_class 1, so that no tuple is active; leave it out.")
             self.margin = real_number("margin", _MARGIN if margin is None else margin, -np.inf)
             if self.window[1] >= self.pool:
                 raise ValueError(

@@ -233,8 +233,7 @@ class Miner(ABC):
             self._check_learned(name, array)
             setattr(self, name, array)
         self.seed, self._epoch, self._loaded = seed, epoch, True  # the seed counts in each epoch that is set
-        # What ended, or would have under these steps, is followed by a whole pass.
-        self._resume = drawn % steps if drawn < self.steps else 0
+        self._resume = drawn % steps if drawn < self.steps else 0  # what ended, or would have, is followed by a whole
         self._drawn = self._resume or (self.steps if drawn else 0)
 
     def _check_learned(self, name: str, array: NDArray[Any]) -> None:

@@ -122,8 +122,10 @@ def check_writable(path: Path, *read: str | Path | None) -> None:
         OSError: if it cannot; the message names the cure.
         ValueError: if it is one of those that are read.
     """
-    for source in read:
-        if source and os.path.realpath(path) == os.path.realpath(source):
+    target = Path(os.path.realpath(path))
+    for source in filter(None, read):
+        given = Path(os.path.realpath(os.path.expanduser(source)))
+        if target == given or (given.is_dir() and target.exists() and given in target.parents):
             raise ValueError(f"{path} is read here, and would be written over; give another output.")
     path = Path(os.path.realpath(path))  # a link's target is written
     _check_file(path)

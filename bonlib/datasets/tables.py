@@ -253,7 +253,8 @@ def rows_of(table: "pd.DataFrame", split: Split, validation: float, seed: int) -
         training, images = np.unique(identity[counted & (part == "train")], return_counts=True)
         rng = np.random.default_rng(seed)
         for group in (training[images > 1], training[images == 1]):  # as above
-            held_out = rng.permutation(group)[: round(validation * len(group))]
+            count = round(validation * len(group)) or int(validation > 0 and len(group) > 1)
+            held_out = rng.permutation(group)[:count]
             part[(part == "train") & np.isin(identity, held_out)] = "validation"
     return counted & np.isin(part, ("test", "query", "gallery") if split == "test" else (split,))
 

@@ -1,6 +1,7 @@
 """sentence-transformers: batches of look-alike texts for its trainer, its losses unchanged."""
 
 import hashlib
+import math
 import secrets
 import warnings
 from collections import Counter
@@ -102,11 +103,6 @@ class TextBag(TrainerCallback):
             layout = {"batch_size": batch_size * own, "per_class": own}
         else:
             self._texts, classes = 1, np.asarray(dataset[label])
-            if options.get("target") is not None and len(texts) > 1:
-                raise ValueError(
-                    f"target is {options['target']!r}, but a batch has one row of each label, and so no tuple to be "
-                    "active; leave it out."
-                )
             layout = {"batch_size": batch_size, "per_class": 1 if len(texts) > 1 else 4}
         self.own_columns, self.batch_size = own, batch_size
         _warn_of_repeats(dataset, texts[: max(own, 2)], classes)
@@ -220,7 +216,8 @@ class TextBag(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say so where the bag was of no use."""
-        if self.bag.stats()["from_unseen"] == 1:
+        drawn = self.bag.stats()
+        if drawn["from_unseen"] and math.isclose(drawn["from_unseen"] + drawn["from_random"], 1):
             warnings.warn(
                 f"All {state.global_step} steps had random batches: no row had a code before all had their turn; call "
                 "fill() before the training, or train for more epochs.",
@@ -295,6 +292,11 @@ class _Sampler:
                 f"batch_size of the bag is {mined.batch_size}, the trainer's {batch_size}; give the bag the "
                 "per_device_train_batch_size of the training arguments. With several GPUs start with torchrun."
             )
+        if world_size() > 1 and any(getattr(part, "gather_across_devices", False) for part in mined.loss.modules()):
+            raise ValueError(
+                "loss has gather_across_devices=True; the batches of several processes may share rows and labels, "
+                "which would be negatives of themselves; set it to False."
+            )
         if world_size() > 1 and mined.bag.per_class > mined._fewest:  # accelerate wants batches of one length
             raise ValueError(
                 f"label has a class of {mined._fewest} rows, and with several processes each needs "
@@ -315,11 +317,6 @@ class _WatchedLoss(nn.Module):
                 raise ValueError(
                     f"loss has a {type(part).__name__} whose guide is the encoder itself, so that it cannot be told "
                     "which texts it embeds when; give its guide an encoder of its own."
-                )
-            if getattr(part, "gather_across_devices", False) and world_size() > 1:
-                raise ValueError(
-                    f"loss has a {type(part).__name__} with gather_across_devices=True; batches of several processes "
-                    "may share rows and labels, which would be negatives of themselves; set it to False."
                 )
 
     @property
@@ -370,7 +367,7 @@ def _encoder(loss: nn.Module) -> SentenceTransformer:
 
 def _warn_of_repeats(dataset: Dataset, texts: list[str], classes: NDArray[np.int64]) -> None:
     rows = zip(*(dataset[name] for name in texts), strict=True)
-    named = {(text, int(c)) for c, row in zip(classes, rows, strict=True) for text in row}
+    named = {(text, c) for c, row in zip(classes.tolist(), rows, strict=True) for text in row}
     count = Counter(text for text, _ in named)  # of identities, whatever the column
     if repeated := sum(n > 1 for n in count.values()):
         warnings.warn(

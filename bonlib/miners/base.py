@@ -63,9 +63,11 @@ class Refreshing(Miner):
             ValueError: if the embeddings are of another shape or not finite; the miner is then as before.
         """
         ids = self._wanted()
-        self._look(self.checked(ids, embed(ids))[1])
-        self._looks += 1
-        self._left = self.every
+        seen = self.checked(ids, embed(ids))[1]
+        with self._lock:
+            self._look(seen)
+            self._looks += 1
+            self._left = self.every
 
     def stats(self) -> dict[str, float]:
         """``looks`` at the data set so far."""

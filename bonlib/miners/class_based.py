@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.core.checks import check_indices, real_number, whole_number
+from bonlib.core.checks import check_indices, locked, real_number, whole_number
 from bonlib.core.layout import Ids, Layout
 from bonlib.core.means import class_means
 from bonlib.core.miner import Miner
@@ -62,6 +62,7 @@ class ClassBased(Miner):
         rows = 0 if self.form == "set" else self.num_samples
         self.last = np.full((rows, self.dim), np.nan, dtype=np.float32)  # embedding last seen of each sample
 
+    @locked
     def update(self, indices: ArrayLike | Tensor, embeddings: Tensor) -> None:
         """Move the signatures of the classes in the batch; arguments and errors are those of every miner."""
         ids, embeddings = self.checked(indices, embeddings)

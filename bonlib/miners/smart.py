@@ -61,6 +61,8 @@ class SmartMining(Refreshing):
     ) -> None:
         super().__init__(labels, dim, every=every, warm_up=warm_up, **layout)
         groups = self._check_groups(groups)
+        if self.form == "set" and self.per_class == 1:
+            raise ValueError("per_class is 1, so that no tuple is active and the hardness stays; give 2 or more.")
         self.target, self.margin = real_number("target", target, 0, 1), real_number("margin", margin, -np.inf)
         self.groups, self.nearest = groups, min(whole_number("nearest", nearest, 1), self.num_samples)
         with needs_extra("smart mining"):
@@ -68,6 +70,7 @@ class SmartMining(Refreshing):
         self._hardness = 0.0
         self._index: Any = None
 
+    @locked
     def update(self, indices: ArrayLike | Tensor, embeddings: Tensor) -> None:
         """Adapt the hardness to the share of active tuples; arguments and errors are those of every miner."""
         ids, embeddings = self.checked(indices, embeddings)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from bonlib.core.checks import check_device, known_options
+from bonlib.core.checks import as_array, check_device, known_options
 from bonlib.core.distributed import RankMiner, from_rank_zero
 from bonlib.core.layout import Ids
 from bonlib.core.means import class_means
@@ -215,9 +215,16 @@ class Experiment:
 
 def _check_pairs(split: str, data: LabelledSet | None) -> None:
     """Refuse, before the training, a split that is to be measured and holds nothing to find."""
-    if data is not None and "query" not in data.attributes and int(data.labels.bincount().max()) < 2:
-        cure = "give it identities with two or more"
-        raise ValueError(f"The split {split!r} has no identity with two samples, so there is nothing to find; {cure}.")
+    if data is None:
+        return
+    if "query" in data.attributes:
+        query = torch.from_numpy(as_array(data.attributes["query"]).astype(bool))
+        found = bool(torch.isin(data.labels[query], data.labels[~query]).any())
+    else:
+        found = int(data.labels.bincount().max()) > 1
+    if not found:
+        text = f"The split {split!r} has no identity with two samples, so there is nothing to find; give it some"
+        raise ValueError(f"{text}, or set {'test to false' if split == 'test' else 'evaluate_every to 0'}.")
 
 
 def _check_parts(config: Config) -> None:
@@ -229,6 +236,8 @@ def _check_parts(config: Config) -> None:
     # As of more identities than the study has: where a data set has fewer than a setting asks for, its labels tell.
     _make_miner(config, np.repeat(np.arange(100_000), max(config.per_class, 2)), config.batch_size)
     loss = _make_loss(config, 10_000)
+    if (most := getattr(loss.loss, "memory_size", None)) is not None and most < config.batch_size:
+        raise ValueError(f"memory_size is {most} and batch_size {config.batch_size}; give a memory that holds a batch.")
     if config.form == "set" and config.per_class == 1 and config.loss != "cross-batch-memory" and not has_centres(loss):
         raise ValueError(f"per_class is 1, so that a batch holds no positives for the loss {config.loss!r}; give 2.")
     with torch.device("meta"), known_options(f"encoder {config.encoder!r}"):  # which draws no weights

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bonlib.core.checks import needs_extra, real_number
+from bonlib.core.checks import needs_extra, real_number, whole_number
 from bonlib.core.layout import Form
 from bonlib.core.tuples import IndexTuple, active_share
 from bonlib.training.sampled_softmax import SampledSoftmax
@@ -241,8 +241,12 @@ def make_loss(
     margin = recipe.margin if margin is None else real_number("margin", margin, 0)
     given = {key: value for key, value in options.items() if key in takes}
     given |= {"seed": seed} if "seed" in takes else {}
-    for key in {"memory_size", "alpha", "scale"} & set(given):
-        real_number(key, given[key], math.ulp(0))
+    for key in {"alpha", "scale"} & set(given):
+        given[key] = real_number(key, given[key], 0)
+        if not given[key]:
+            raise ValueError(f"{key} is 0; give a number above 0.")
+    if "memory_size" in given:
+        given["memory_size"] = whole_number("memory_size", given["memory_size"], 1)
     missing = [key for key, value in list(takes.items())[1:] if value.default is value.empty and given.get(key) is None]
     if unknown := set(options) - set(given) - {"dim", "num_classes"}:
         raise ValueError(f"loss {name!r} has no option {sorted(unknown)}; it has {list(takes)[1:]}.")
