@@ -455,7 +455,7 @@ def test_a_share_held_out_of_training_does_not_keep_weights_from_other_data(trai
         (["loss=cosface", 'loss_options={"scale": -1}'], "scale is -1"),
         (["loss=cosface", 'loss_options={"scale": "big"}'], "scale is 'big'"),
         (["loss=cross-batch-memory", 'loss_options={"memory_size": 0}'], "memory_size is 0"),
-        (["loss=cross-batch-memory", 'loss_options={"memory_size": 64}'], "memory_size is 64 and batch_size 128"),
+        (["loss=cross-batch-memory", 'loss_options={"memory_size": 64}'], "memory_size is 64 and batch_size 132"),
     ],
 )
 def test_settings_that_would_teach_nothing_are_refused(trained, tmp_path, capsys, settings, text):

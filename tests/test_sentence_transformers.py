@@ -371,5 +371,5 @@ def test_what_would_have_no_effect_or_make_negatives_of_positives_is_refused(mod
     monkeypatch.setattr("bonlib.integrations.sentence_transformers.world_size", lambda: 2)  # joined since
     with pytest.raises(ValueError, match="loss has gather_across_devices=True"):
         mined.sampler(mined.dataset, BATCH)
-    with pytest.raises(ValueError, match="labels has shape .* dtype <U"):
+    with pytest.raises(ValueError, match=r"labels has shape .* dtype <U"):
         TextBag(pairs(place=[f"p{i // 2}" for i in range(ROWS)]), loss, batch_size=BATCH, label="place")
