@@ -1,6 +1,7 @@
 """The user's own folder of images, in which each identity has a folder."""
 
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -63,7 +64,9 @@ def image_folder(root: Path, seed: int) -> "pd.DataFrame":
             f"{outer} has images, and so has {inner[0]}, {len(inner)} such folders in all: one identity, or several? "
             "Move the images into one of them, or list them in a table."
         )
-    named = Counter(folder.name for folder in set(inside))
+    # Elsewhere a name may come again, as in cats/white and dogs/white.
+    parted = {folder for folder in inside if _SPLITS & set(re.split("[^a-z]+", folder.parent.as_posix().lower()))}
+    named = Counter(folder.name for folder in set(inside) if parted)
     if twice := sorted(name for name, count in named.items() if count > 1):
         first, other, *_ = sorted(folder for folder in set(inside) if folder.name == twice[0])
         warnings.warn(
