@@ -51,7 +51,7 @@ browser: docs
 	$(RUN) pytest -q -m browser tests/test_browser.py
 
 lab: $(VENV)/.ready
-	cd notebooks && ../$(RUN) jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) 00_start_here.ipynb
+	cd notebooks && ../$(RUN) jupyterlab --LabApp.default_url=/lab/tree/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: $(VENV)/.ready
 	$(VENV)/bin/python benchmarks/run.py
