@@ -56,7 +56,13 @@ def lab(tmp_path_factory):
         f"--port={port}", "--ServerApp.port_retries=0",
         "--IdentityProvider.token=", "--ServerApp.password=", "--LabApp.news_url=",
     ]  # fmt: skip
+    results = folder / "results"  # the committed ones, without runs of an earlier time
+    results.mkdir()
+    for sweep in (ROOT / "data" / "results").iterdir():
+        if sweep.name != "scratch":
+            (results / sweep.name).symlink_to(sweep)
     settings = {
+        "BONLIB_RESULTS": str(results),
         "BONLIB_FIGURES": str(folder / "figures"),
         "BONLIB_DATA": str(ROOT / "data"),
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
