@@ -244,21 +244,23 @@ def smooth() -> str:
     return "\n\n".join(parts)
 
 
-def ablation_hash() -> str:
-    """What the learned hash is ahead of its variants, on validation classes."""
-    method = "autoencoder (ours)"
-    table = against(finished("ablation_hash"), "validation.recall@1", method)
+def _variants(runs: pd.DataFrame, method: str, header: str) -> str:
+    """What a method is ahead of its variants, on validation classes."""
+    table = against(runs, "validation.recall@1", method)
     rows = [[name, f"{row['value']:.3f}", points(row)] for name, row in table.iterrows()]
-    return markdown(f"variant | R@1 | {method} leads by, points", rows)
+    return markdown(f"{header} | R@1 | {method} leads by, points", rows)
+
+
+def ablation_hash() -> str:
+    """What the learned hash is ahead of other hashes."""
+    return _variants(finished("ablation_hash"), "autoencoder (ours)", "variant")
 
 
 def ablation_ranks() -> str:
     """BoN triplets against exact negatives of chosen ranks, and against a table without stale codes."""
     triplets = finished("ablation_triplets")
     runs = pd.concat([finished("ablation_ranks"), triplets[triplets["method"].isin(["BoN", "random"])]])
-    table = against(runs, "validation.recall@1", "BoN")
-    rows = [[name, f"{row['value']:.3f}", points(row)] for name, row in table.iterrows()]
-    return markdown("negatives | R@1 | BoN leads by, points", rows)
+    return _variants(runs, "BoN", "negatives")
 
 
 def _law() -> pd.DataFrame:

@@ -111,7 +111,8 @@ class RankMiner:
         """
         self.refuse_others()
         for batch in self.miner:
-            self._drawn.append(_of_batch(batch))
+            if world_size() > 1:
+                self._drawn.append(_of_batch(batch))
             yield np.asarray(batch)[self._parts()[rank()]].tolist()
 
     def refuse_others(self, data: str = "") -> None:

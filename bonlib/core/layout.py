@@ -111,9 +111,12 @@ def check_layout(form: str, batch_size: int, per_class: int, sizes: NDArray[Any]
         )
     wanted = per_class if form == "set" else 2
     if (few := float((sizes < wanted).mean())) > 0.5:
-        median = int(np.median(sizes))
-        fits = f"per_class={median} fits half of them" if median > 1 else "per_class=2 repeats least"
-        if per_class == 2:
-            fits = "such a sample is its own positive; leave these classes out"
-        cure = fits if form == "set" else "an anchor is then its own positive"
+        if form != "set":
+            cure = "an anchor is then its own positive"
+        elif (median := int(np.median(sizes))) > 1:
+            cure = f"per_class={median} fits half of them"
+        elif per_class > 2:
+            cure = "per_class=2 repeats least"
+        else:
+            cure = "such a sample is its own positive; leave these classes out"
         warnings.warn(f"{few:.0%} of the classes have fewer than {wanted} samples, which repeat; {cure}.", stacklevel=4)

@@ -122,12 +122,11 @@ def check_writable(path: Path, *read: str | Path | None) -> None:
         OSError: if it cannot; the message names the cure.
         ValueError: if it is one of those that are read.
     """
-    target = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(path))  # a link's target is written
     for source in filter(None, read):
         given = Path(os.path.realpath(os.path.expanduser(source)))
-        if target == given or (given.is_dir() and target.exists() and given in target.parents):
+        if path == given or (given.is_dir() and path.exists() and given in path.parents):
             raise ValueError(f"{path} is read here, and would be written over; give another output.")
-    path = Path(os.path.realpath(path))  # a link's target is written
     _check_file(path)
     probe = path.with_name(f".{path.stem}.bonlib-{secrets.token_hex(8)}{path.suffix}")
     try:

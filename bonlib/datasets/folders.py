@@ -57,18 +57,18 @@ def image_folder(root: Path, seed: int) -> "pd.DataFrame":
             f"root is {str(root)!r}, whose folders are {', '.join(sorted(splits))}: splits, not identities. Give one "
             "of them as root, or list the images in a table with a column split."
         )
-    folders = {path.parent for path in found}
+    folders = set(inside)
     if inner := sorted(folder for folder in folders if folders & set(folder.parents)):
         outer = next(folder for folder in inner[0].parents if folder in folders)
         raise ValueError(
-            f"{outer} has images, and so has {inner[0]}, {len(inner)} such folders in all: one identity, or several? "
-            "Move the images into one of them, or list them in a table."
+            f"{root / outer} has images, and so has {root / inner[0]}, {len(inner)} such folders in all: one identity, "
+            "or several? Move the images into one of them, or list them in a table."
         )
-    # Elsewhere a name may come again, as in cats/white and dogs/white.
-    parted = {folder for folder in inside if _SPLITS & set(re.split("[^a-z]+", folder.parent.as_posix().lower()))}
-    named = Counter(folder.name for folder in set(inside) if parted)
-    if twice := sorted(name for name, count in named.items() if count > 1):
-        first, other, *_ = sorted(folder for folder in set(inside) if folder.name == twice[0])
+    # Below what is called like a split; elsewhere a name may come again, as in cats/white and dogs/white.
+    parted = {folder.name for folder in folders if _SPLITS & set(re.split("[^a-z]+", str(folder.parent).lower()))}
+    named = Counter(folder.name for folder in folders)
+    if twice := sorted(name for name in parted if named[name] > 1):
+        first, other, *_ = sorted(folder for folder in folders if folder.name == twice[0])
         warnings.warn(
             f"{len(twice)} names of folders stand in several places, such as {first} and {other}: these are identities "
             "of their own. Where they are one, move their images into one folder.",

@@ -154,8 +154,7 @@ class TextBag(TrainerCallback):
         Args:
             batch_size: texts that are encoded at once.
         """
-        encoder, own = _encoder(self.loss), self.own_columns
-        columns = self.dataset.column_names[:own]
+        encoder, columns = _encoder(self.loss), self.dataset.column_names[: self.own_columns]
 
         def embed(indices: NDArray[np.int64]) -> Tensor:
             rows, column = np.divmod(indices, self._texts)

@@ -217,11 +217,8 @@ def _check_pairs(split: str, data: LabelledSet | None) -> None:
     """Refuse, before the training, a split that is to be measured and holds nothing to find."""
     if data is None:
         return
-    if "query" in data.attributes:
-        query = torch.from_numpy(as_array(data.attributes["query"]).astype(bool))
-        found = bool(torch.isin(data.labels[query], data.labels[~query]).any())
-    else:
-        found = int(data.labels.bincount().max()) > 1
+    labels, query = as_array(data.labels), data.attributes.get("query")
+    found = np.bincount(labels).max() > 1 if query is None else np.isin(labels[query], labels[~query]).any()
     if not found:
         text = f"The split {split!r} has no identity with two samples, so there is nothing to find; give it some"
         raise ValueError(f"{text}, or set {'test to false' if split == 'test' else 'evaluate_every to 0'}.")
